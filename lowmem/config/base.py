@@ -1,0 +1,11 @@
+"""What every config section shares: frozen, and unknown keys are errors."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A frozen group of keys. Unknown keys are refused; `lowmem.config.load` adds file, line and a suggestion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)

@@ -1,0 +1,144 @@
+"""One run: the whole of what a YAML may say. Names are those of Hugging Face where they exist."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from lowmem.config.base import Section
+from lowmem.config.dataset import Dataset
+from lowmem.config.method import LoraMethod, Method, ZoMethod
+from lowmem.config.optimizer import AdamW, Optimizer
+from lowmem.config.quantization import NoQuantization, Quantization
+
+LORA_LEARNING_RATE = 2e-4
+FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
+MEZO_LEARNING_RATE = 1e-6  # MeZO's grid for full weights is {1e-6, 1e-7} (arXiv 2305.17333)
+MEZO_ADAPTER_LEARNING_RATE = 5e-5
+
+
+class GenerationConfig(Section):
+    """How answers are sampled by `eval`, `generate` and `chat`."""
+
+    max_new_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 0.0
+    """0 = greedy."""
+    top_k: NonNegativeInt = 0
+    """Keep only this many most likely tokens; 0 = all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: tuple[str, ...] = ()
+    seed: NonNegativeInt = 0
+
+
+class RunConfig(Section):
+    """Everything a run needs; the resolved form is written to the run folder as config.yaml."""
+
+    model: str
+    """A hub id, a local folder, a run folder, or an embedded name: tiny-reasoner, smollm2-135m-instruct."""
+    revision: str | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Number format of the weights."""
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you say so."""
+    quantization: Quantization = NoQuantization()
+
+    dataset: tuple[Dataset, ...] = Field(min_length=1)
+    eval_dataset: tuple[Dataset, ...] = ()
+    max_length: PositiveInt = 512
+    """Longer samples are cut (the prompt from the left, never the answer). Lower = less memory."""
+    train_on_prompt: bool = False
+    """Also train on the prompt's tokens. Default: on completions only."""
+    chat_template: str | None = None
+    """A Jinja template that replaces the tokenizer's."""
+
+    method: Method = LoraMethod()
+    optimizer: Optimizer = AdamW()
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate. Default: per method. Parameter-free methods refuse it."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_steps: NonNegativeInt = 0
+    """Takes precedence over `warmup_ratio` when both are set."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    num_train_epochs: PositiveFloat = 3.0
+    max_steps: PositiveInt | None = None
+    """Takes precedence over `num_train_epochs`."""
+    per_device_train_batch_size: PositiveInt = 8
+    per_device_eval_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, much less memory."""
+    loss_chunk_tokens: PositiveInt = 256
+    """Tokens whose logits are alive at a time. Lower = less memory, slightly slower."""
+    seed: NonNegativeInt = 42
+
+    eval_steps: PositiveInt | None = None
+    """Evaluate every this many steps; always before the first and after the last."""
+    eval_limit: PositiveInt | None = None
+    """Evaluate on at most this many samples of each eval dataset."""
+    eval_generate: bool = True
+    """Also generate answers where the dataset has a verifier (exact match)."""
+    metric_for_best_model: str = "loss"
+    greater_is_better: bool | None = None
+    """Default: False for names ending in loss or perplexity, True otherwise."""
+    load_best_model_at_end: bool = False
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many evaluations without improvement."""
+    save_steps: PositiveInt | None = None
+    """Write a checkpoint every this many steps; one is always written at the end."""
+    save_total_limit: PositiveInt = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+    logging_steps: PositiveInt = 1
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Besides metrics.jsonl and report.html, which are always written."""
+    run_name: str | None = None
+    output_dir: str = "runs/default"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: PositiveInt | None = None
+    """CPU threads of torch. Default: torch's own choice."""
+    memory_budget: str | None = None
+    """For example 24GiB."""
+    generation: GenerationConfig = GenerationConfig()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> RunConfig:
+        method = self.method
+        if isinstance(method, ZoMethod) and method.parameter_free and self.learning_rate is not None:
+            raise ValueError(
+                f"learning_rate: {method.algorithm} is parameter-free and chooses its own step; "
+                "remove learning_rate, or use method.algorithm: mezo"
+            )
+        if not isinstance(self.quantization, NoQuantization):
+            adapters = isinstance(method, LoraMethod) or (isinstance(method, ZoMethod) and method.train_adapter)
+            if not adapters:
+                raise ValueError(
+                    f"quantization.kind: {self.quantization.kind} freezes the base, so method.kind: {method.kind} has "
+                    "nothing to train; use method: lora, or zo with train_adapter, or quantization: none"
+                )
+        if (self.early_stopping_patience or self.load_best_model_at_end) and not self.eval_dataset:
+            raise ValueError("eval_dataset: is needed by early_stopping_patience and load_best_model_at_end")
+        if isinstance(method, LoraMethod) and method.use_dora and method.init_lora_weights == "pissa":
+            raise ValueError("method.use_dora: cannot be combined with init_lora_weights: pissa; choose one")
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate that the schedule multiplies; 1.0 for parameter-free methods."""
+        match self.method:
+            case ZoMethod(parameter_free=True):
+                return 1.0
+            case ZoMethod(train_adapter=adapter):
+                default = MEZO_LEARNING_RATE if adapter is None else MEZO_ADAPTER_LEARNING_RATE
+            case LoraMethod():
+                default = LORA_LEARNING_RATE
+            case _:
+                default = FULL_LEARNING_RATE
+        return default if self.learning_rate is None else self.learning_rate
+
+    @property
+    def maximize_metric(self) -> bool:
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not self.metric_for_best_model.endswith(("loss", "perplexity"))

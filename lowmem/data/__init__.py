@@ -1,0 +1,1 @@
+"""From rows to batches: formats, chat templates, masking, packing, tasks, and an index-based sampler."""
