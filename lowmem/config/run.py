@@ -57,7 +57,8 @@ class RunConfig(Section):
     optimizer: Optimizer = AdamW()
     learning_rate: PositiveFloat | None = None
     """Peak learning rate. Default: per method. Parameter-free methods refuse it."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] | None = None
+    """Default: linear, but constant for zeroth order."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     warmup_steps: NonNegativeInt = 0
     """Takes precedence over `warmup_ratio` when both are set."""
@@ -136,6 +137,11 @@ class RunConfig(Section):
             case _:
                 default = FULL_LEARNING_RATE
         return default if self.learning_rate is None else self.learning_rate
+
+    @property
+    def schedule(self) -> Literal["constant", "linear", "cosine"]:
+        default: Literal["constant", "linear"] = "constant" if isinstance(self.method, ZoMethod) else "linear"
+        return self.lr_scheduler_type or default
 
     @property
     def maximize_metric(self) -> bool:

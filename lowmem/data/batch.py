@@ -49,6 +49,14 @@ class Batch:
     """(S, T) int64: the token itself where it carries loss (predicted from the position before), else IGNORE."""
     position_ids: Tensor | None = None
     options: Options | None = None
+    positions: tuple[Tensor, Tensor] = None  # type: ignore[assignment]  # derived below unless given
+    """Rows and columns (N,) int64 whose hidden state predicts a labelled token; found once, on the host, so that
+    the step itself never waits for the device and can be planned without values."""
+
+    def __post_init__(self) -> None:
+        if self.positions is None:
+            rows, columns = torch.nonzero(self.labels[:, 1:] != IGNORE, as_tuple=True)
+            object.__setattr__(self, "positions", (rows, columns))
 
     @property
     def examples(self) -> int:
@@ -60,7 +68,7 @@ class Batch:
         """What the loss of this batch counts for: trained tokens, or examples of a classification task."""
         if self.options is not None:
             return self.examples
-        return int((self.labels[:, 1:] != IGNORE).sum())
+        return self.positions[0].numel()
 
     @property
     def tokens(self) -> int:
@@ -88,4 +96,5 @@ class Batch:
             labels=self.labels.to(device),
             position_ids=None if positions is None else positions.to(device),
             options=options,
+            positions=(self.positions[0].to(device), self.positions[1].to(device)),
         )

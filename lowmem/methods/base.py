@@ -8,7 +8,7 @@ parameter name), so there is no generator state to save.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,27 +16,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lowmem.data.batch import Batch
-
-
-@dataclass(frozen=True)
-class LossSums:
-    """Losses of one micro-batch before normalisation.
-
-    `per_example` (B,) fp32: sum over the example's trained tokens (or its option cross-entropy). `counts` (B,) fp32:
-    how many terms are in each sum. The mean loss of a step is the sum of all totals over the sum of all weights.
-    """
-
-    per_example: Tensor
-    counts: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Scalar, in fp64: differences of ZO probes are far below fp32's resolution of a sum."""
-        return self.per_example.double().sum()
-
-
-LossFn = Callable[[Batch], LossSums]
-"""Runs the model on one micro-batch. Differentiable when gradients are enabled."""
+from lowmem.models.loss import LossFn
 
 
 @dataclass(frozen=True)

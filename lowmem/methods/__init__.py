@@ -1,0 +1,1 @@
+"""Training methods: each owns its step; the loop owns everything else."""

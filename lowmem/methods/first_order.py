@@ -1,0 +1,123 @@
+"""Back-propagation with any update rule: the step shared by LoRA and full finetuning.
+
+The gradient of the mean loss of the whole effective batch is accumulated over the micro-batches: each contributes
+its *sum* divided by the weight (tokens or examples) of all of them, so k micro-batches equal one big batch even when
+their sizes differ. Memory beyond weights: one gradient and the rule's state per trained parameter, and the
+activations of one micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.data.batch import Batch
+from lowmem.errors import ConfigError
+from lowmem.kernels.reference import stream_key
+from lowmem.methods.base import MethodState, StepReport
+from lowmem.methods.rules.base import Rule
+from lowmem.methods.tensors import SkipCounter, prefixed, restore_, scalar
+from lowmem.models.loss import LossFn
+
+
+class FirstOrder:
+    """`Method` that calls backward and hands each gradient to `rule`.
+
+    `trainable`: parameters by canonical name. `exporter` writes the result in the format other tools read.
+    `max_grad_norm` clips the global norm of the accumulated gradient, exactly.
+    """
+
+    def __init__(
+        self,
+        trainable: dict[str, nn.Parameter],
+        rule: Rule,
+        *,
+        title: str,
+        seed: int,
+        max_grad_norm: float | None,
+        exporter: Callable[[Path], None],
+    ) -> None:
+        if not trainable:
+            raise ConfigError("method: nothing to train: no parameter requires a gradient; check the target modules")
+        self._parameters = trainable
+        self._rule = rule
+        self._slots = {name: rule.init(p) for name, p in trainable.items()}
+        self._title = title
+        self._seed = seed
+        self._max_grad_norm = max_grad_norm
+        self._exporter = exporter
+        self._updates = 0
+        self._skips = SkipCounter()
+
+    @property
+    def title(self) -> str:
+        return f"{self._title} + {self._rule.title}"
+
+    @property
+    def trainable(self) -> dict[str, Tensor]:
+        return dict(self._parameters)
+
+    def step(self, loss_fn: LossFn, micro_batches: Sequence[Batch], *, lr: float, step: int) -> StepReport:
+        loss = self._accumulate(loss_fn, micro_batches, step)
+        norm = self._gradient_norm()
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if not skipped:
+            self._update(lr, norm, step)
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        self._skips.record(skipped, step=step, why="the loss or the gradient is not finite")
+        return StepReport(loss, {"grad_norm": norm}, skipped=skipped)
+
+    def state(self) -> MethodState:
+        return MethodState(self._tensors(), {"updates": self._updates, "skips": self._skips.in_a_row})
+
+    def load_state(self, state: MethodState) -> None:
+        restore_(self._tensors(), state.tensors)
+        self._updates = int(state.numbers["updates"] or 0)
+        self._skips.in_a_row = int(state.numbers["skips"] or 0)
+
+    def export(self, folder: Path) -> None:
+        self._exporter(folder)
+
+    def _accumulate(self, loss_fn: LossFn, micro_batches: Sequence[Batch], step: int) -> float:
+        """Gradients of the mean loss are in `.grad`; returns that mean."""
+        weight = sum(batch.weight for batch in micro_batches)
+        loss = 0.0
+        for index, batch in enumerate(micro_batches):
+            # Dropout is the only draw inside the model: seeding it per micro-batch makes resume exact.
+            with torch.random.fork_rng(devices=[batch.input_ids.device] if batch.input_ids.is_cuda else []):
+                torch.manual_seed(stream_key(self._seed, step, index, "", "dropout") >> 1)
+                total = loss_fn(batch).total / weight
+                total.backward()  # type: ignore[no-untyped-call]
+            loss += scalar(total)
+        return loss
+
+    def _gradient_norm(self) -> float:
+        norms = [p.grad.norm(dtype=torch.float32) for p in self._parameters.values() if p.grad is not None]
+        if not norms:
+            raise ConfigError("method: no trained parameter received a gradient; is the loss connected to them?")
+        return scalar(torch.stack(norms).norm())
+
+    def _update(self, lr: float, norm: float, step: int) -> None:
+        self._updates += 1
+        clip = 1.0 if self._max_grad_norm is None else min(1.0, self._max_grad_norm / (norm + 1e-6))
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if parameter.grad is None:
+                    continue
+                if clip < 1.0:
+                    parameter.grad.mul_(clip)
+                key = stream_key(self._seed, step, 0, name, "rounding")
+                self._rule.update_(
+                    parameter, parameter.grad, self._slots[name], lr=lr, t=self._updates, rounding_key=key
+                )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = prefixed("weights", {name: p.detach() for name, p in self._parameters.items()})
+        for name, slots in self._slots.items():
+            tensors |= prefixed(f"state/{name}", slots)
+        return tensors

@@ -1,0 +1,1 @@
+"""Adapters: a low-rank correction beside a frozen base."""

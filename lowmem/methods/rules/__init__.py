@@ -1,0 +1,1 @@
+"""Update rules of first-order methods: one file per rule, one face."""

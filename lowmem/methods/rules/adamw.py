@@ -1,0 +1,44 @@
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with decoupled weight decay.
+
+    m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g*g
+    w = (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+State: 8 bytes per parameter (m and v in fp32). Same as `torch.optim.AdamW` in fp32 (tested); bf16 weights are updated
+by stochastic rounding instead of keeping a master copy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowmem.methods.rules.base import assign_
+
+
+@dataclass(frozen=True)
+class AdamW:
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    @property
+    def title(self) -> str:
+        return "AdamW"
+
+    def init(self, weight: Tensor) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(weight, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+
+    def update_(
+        self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], *, lr: float, t: int, rounding_key: int
+    ) -> None:
+        beta1, beta2 = self.betas
+        g = grad.float()
+        m = state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
+        v = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
+        value = weight.float() * (1 - lr * self.weight_decay)
+        value.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
+        assign_(weight, value, rounding_key)

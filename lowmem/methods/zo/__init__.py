@@ -1,0 +1,1 @@
+"""Zeroth order: training by forward passes alone, in the memory of inference."""

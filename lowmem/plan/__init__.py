@@ -1,0 +1,1 @@
+"""Memory before it is used: live bytes by phase, on real or on fake tensors."""

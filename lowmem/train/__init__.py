@@ -1,0 +1,1 @@
+"""The loop that everybody reads, and what it needs: schedule, checkpoints, records, meter."""

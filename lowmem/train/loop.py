@@ -1,0 +1,235 @@
+"""The training loop: the page everyone reads.
+
+The method owns its step (`lowmem.methods.base`), evaluation comes in as a function, data as a pure function of the
+step. So the loop has no state but a few numbers, all in `Progress`, and a run killed at any moment and resumed from its
+last checkpoint walks through the same weights as a run that never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from lowmem.data.batch import Batch
+from lowmem.errors import CheckpointError, ConfigError, Interrupted
+from lowmem.events import CheckpointSaved, EvalDone, Notice, RunFinished, Sink, StepDone
+from lowmem.methods.base import Method
+from lowmem.models.loss import LossFn
+from lowmem.train.checkpoint import Checkpoint, CheckpointStore
+from lowmem.train.meter import MemoryMeter
+from lowmem.train.schedule import Schedule
+
+Metrics = dict[str, float]
+
+
+class Batches(Protocol):
+    """The data of a run, addressable by step."""
+
+    def micro_batches(self, step: int) -> Sequence[Batch]:
+        """The effective batch of `step`, in micro-batches, on the model's device."""
+        ...
+
+    def epoch_of(self, step: int) -> float:
+        """Passes over the data completed when `step` updates are done."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """When things happen, in steps; `None` = never in between."""
+
+    schedule: Schedule
+    logging_steps: int = 1
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    metric: str = "loss"
+    maximize: bool = False
+    patience: int | None = None
+    restore_best: bool = False
+
+
+@dataclass
+class Progress:
+    """Everything the loop itself must remember across a restart."""
+
+    step: int = 0
+    tokens: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """`after` holds the final metrics by dataset; `reason` is "completed" or "early_stopping"."""
+
+    after: dict[str, Metrics]
+    steps: int
+    reason: str
+    peak_bytes: int
+
+
+def run_loop(
+    method: Method,
+    loss_fn: LossFn,
+    batches: Batches,
+    *,
+    settings: LoopSettings,
+    store: CheckpointStore,
+    evaluate: Callable[[], dict[str, Metrics]],
+    meter: MemoryMeter,
+    sink: Sink,
+    progress: Progress,
+) -> LoopResult:
+    """Trains from `progress.step` to the end of the schedule.
+
+    `evaluate` returns metrics by dataset, the first being the one that decides best checkpoint and early stopping.
+    Raises `Interrupted` after SIGINT or SIGTERM, once a full checkpoint is on disk.
+    """
+    started, total = time.monotonic(), settings.schedule.total
+    judged: tuple[int, dict[str, Metrics]] | None = None
+    if progress.step == 0:
+        judged = 0, _evaluate(evaluate, progress, settings, sink, split="before")
+        if settings.restore_best:
+            _save(method, store, progress, sink, reason="best")
+    reason, clock, tokens_logged = "completed", time.monotonic(), progress.tokens
+    with _stop_signals() as stop:
+        while progress.step < total and reason == "completed":
+            # Step: one effective batch, one update.
+            micro_batches = batches.micro_batches(progress.step)
+            lr = settings.schedule.rate(progress.step)
+            report = method.step(loss_fn, micro_batches, lr=lr, step=progress.step)
+            progress.step += 1
+            progress.tokens += sum(batch.tokens for batch in micro_batches)
+            last = progress.step == total
+
+            # Log: every `logging_steps`, and the last step.
+            if progress.step % settings.logging_steps == 0 or last:
+                seconds = time.monotonic() - clock
+                event = StepDone(
+                    step=progress.step,
+                    epoch=batches.epoch_of(progress.step),
+                    loss=report.loss,
+                    lr=lr,
+                    tokens=progress.tokens,
+                    seconds=seconds,
+                    tokens_per_second=(progress.tokens - tokens_logged) / max(seconds, 1e-9),
+                    memory_bytes=meter.now(),
+                    peak_bytes=meter.peak(),
+                    details=report.details | ({"skipped": 1.0} if report.skipped else {}),
+                )
+                sink(event)
+
+            # Evaluate: every `eval_steps`, and after the last step.
+            if last or (settings.eval_steps and progress.step % settings.eval_steps == 0):
+                judged = progress.step, _evaluate(evaluate, progress, settings, sink, split="after" if last else "during")
+                if settings.restore_best and progress.best_step == progress.step and not last:
+                    _save(method, store, progress, sink, reason="best")
+                if settings.patience and progress.evaluations_without_gain >= settings.patience and not last:
+                    reason = "early_stopping"
+
+            # Save: every `save_steps`, and when asked to stop.
+            periodic = bool(settings.save_steps) and progress.step % (settings.save_steps or 1) == 0
+            if not last and (periodic or stop.signal):
+                _save(method, store, progress, sink, reason="periodic" if periodic else "interrupted")
+            if not last and stop.signal:
+                sink(RunFinished(progress.step, "interrupted", time.monotonic() - started, meter.peak()))
+                raise Interrupted(
+                    f"stopped by {stop.signal} after step {progress.step} of {total}; a full checkpoint is in "
+                    f"{store.path(progress.step)}; continue with --resume"
+                )
+            if progress.step % settings.logging_steps == 0:
+                clock, tokens_logged = time.monotonic(), progress.tokens
+
+    # Finish: keep the last weights, and go back to the best ones if asked.
+    _save(method, store, progress, sink, reason="final")
+    best = progress.best_step
+    if settings.restore_best and best is not None and best != progress.step:
+        method.load_state(store.load(store.path(best)).method)
+        sink(Notice(f"the best weights are those of step {best}"))
+        judged = None
+    if judged is None or judged[0] != progress.step:
+        judged = progress.step, _evaluate(evaluate, progress, settings, sink, split="after")
+    sink(RunFinished(progress.step, reason, time.monotonic() - started, meter.peak()))
+    return LoopResult(judged[1], progress.step, reason, meter.peak())
+
+
+def restore(method: Method, checkpoint: Checkpoint) -> Progress:
+    """Method and loop continue from `checkpoint`; what was restored is what the caller prints."""
+    method.load_state(checkpoint.method)
+    names = {field.name for field in dataclasses.fields(Progress)}
+    if checkpoint.loop.keys() != names:
+        raise CheckpointError(f"the checkpoint's loop state has the fields {sorted(checkpoint.loop)}, not {sorted(names)}")
+    return Progress(**checkpoint.loop)
+
+
+def _evaluate(
+    evaluate: Callable[[], dict[str, Metrics]],
+    progress: Progress,
+    settings: LoopSettings,
+    sink: Sink,
+    *,
+    split: str,
+) -> dict[str, Metrics]:
+    """Metrics by dataset; the first dataset's metric updates the best value and the patience."""
+    began = time.monotonic()
+    results = evaluate()
+    seconds = time.monotonic() - began
+    for position, (name, metrics) in enumerate(results.items()):
+        gained = position == 0 and _judge(metrics, progress, settings, name)
+        sink(EvalDone(progress.step, f"{split}:{name}", metrics, seconds, is_best=gained))
+    return results
+
+
+def _judge(metrics: Metrics, progress: Progress, settings: LoopSettings, name: str) -> bool:
+    """True when this is the best evaluation so far; `progress` remembers it."""
+    value = metrics.get(settings.metric)
+    if value is None:
+        raise ConfigError(
+            f"metric_for_best_model: {settings.metric!r} is not among the metrics of {name}: {', '.join(sorted(metrics))}"
+        )
+    best = progress.best_value
+    better = best is None or (value > best if settings.maximize else value < best)
+    if better and math.isfinite(value):
+        progress.best_value, progress.best_step, progress.evaluations_without_gain = value, progress.step, 0
+        return True
+    progress.evaluations_without_gain += 1
+    return False
+
+
+def _save(method: Method, store: CheckpointStore, progress: Progress, sink: Sink, *, reason: str) -> None:
+    checkpoint = Checkpoint(progress.step, method.state(), dataclasses.asdict(progress))
+    folder = store.save(checkpoint, best=progress.best_step)
+    sink(CheckpointSaved(progress.step, folder.name, reason))
+
+
+@dataclass
+class _Stop:
+    signal: str | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM set `signal`; the same signal again takes its ordinary, immediate effect."""
+    stop, before = _Stop(), {}
+
+    def request(number: int, _frame: object) -> None:
+        stop.signal = signal.Signals(number).name
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.getsignal(number)
+            signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

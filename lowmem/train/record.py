@@ -1,0 +1,121 @@
+"""The written record of a run: metrics.jsonl always, and the trackers named in `report_to`.
+
+One JSON object a line, flushed as it happens. On resume, lines after the checkpoint's step are dropped first, so the
+file of a killed and resumed run equals that of an uninterrupted one in everything but the clock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowmem.errors import ConfigError, FormatError
+from lowmem.events import EvalDone, Event, Notice, RunFinished, RunStarted, StepDone, TextDelta, as_record
+
+Log = Callable[[dict[str, float], int], None]
+
+
+class MetricsFile:
+    """A `Sink` that appends records to `path`."""
+
+    def __init__(self, path: Path, *, keep_through_step: int | None = None) -> None:
+        """Starts a new file, or keeps the records up to and including `keep_through_step` updates."""
+        kept = [] if keep_through_step is None else [r for r in read_metrics(path) if _belongs(r, keep_through_step)]
+        partial = path.with_name(f".partial-{path.name}")
+        partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, TextDelta):
+            self._file.write(json.dumps(_finite(as_record(event))) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; a last line cut short by a crash is dropped. Raises `FormatError` on other damage."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise FormatError(f"{path}:{number}: not a JSON record; the file is damaged") from error
+    return records
+
+
+def trackers(names: Sequence[str], *, folder: Path, run_name: str, config: dict[str, Any]) -> list[Log]:
+    """Loggers of `report_to`. Raises `ConfigError` with the command that installs a missing one."""
+    return [_tracker(name, folder=folder, run_name=run_name, config=config) for name in names]
+
+
+def track(logs: Sequence[Log], event: Event) -> None:
+    """Numbers of a step or an evaluation go to every tracker."""
+    match event:
+        case StepDone():
+            values = {"train/loss": event.loss, "train/lr": event.lr, "train/tokens_per_second": event.tokens_per_second}
+            values |= {f"train/{name}": value for name, value in event.details.items()}
+        case EvalDone():
+            values = {f"eval/{event.split}/{name}": value for name, value in event.metrics.items()}
+        case _:
+            return
+    for log in logs:
+        log(values, event.step)
+
+
+def _tracker(name: str, *, folder: Path, run_name: str, config: dict[str, Any]) -> Log:
+    try:
+        match name:
+            case "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+
+                writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+                def to_tensorboard(values: dict[str, float], step: int) -> None:
+                    for key, value in values.items():
+                        writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+                    writer.flush()  # type: ignore[no-untyped-call]
+
+                return to_tensorboard
+            case "wandb":
+                import wandb
+
+                run = wandb.init(project="lowmem", name=run_name, dir=str(folder), config=config)
+                return lambda values, step: run.log(values, step=step)
+            case _:
+                import trackio
+
+                trackio.init(project="lowmem", name=run_name, config=config)
+                return lambda values, step: trackio.log(values, step=step)
+    except ImportError as error:
+        raise ConfigError(f"report_to: {name} is not installed; run `pip install 'lowmem[{name}]'` or remove it") from error
+
+
+def _belongs(record: dict[str, Any], step: int) -> bool:
+    """Whether an uninterrupted run would hold this record `step` updates in: not a finish, not a later step."""
+    if record["event"] == RunFinished.__name__ or record.get("reason") == "interrupted":
+        return False
+    if record["event"] in (RunStarted.__name__, Notice.__name__):
+        return True
+    return int(record["step"]) <= step
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite is written as its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
