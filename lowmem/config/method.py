@@ -54,7 +54,9 @@ class ZoMethod(Section):
     @model_validator(mode="after")
     def _eps_belongs_to_mezo(self) -> ZoMethod:
         if self.algorithm != "mezo" and self.zo_eps is not None:
-            raise ValueError(f"zo_eps: {self.algorithm} adapts its probing radius; remove zo_eps or use algorithm: mezo")
+            raise ValueError(
+                f"zo_eps: {self.algorithm} adapts its probing radius; remove zo_eps or use algorithm: mezo"
+            )
         if self.algorithm == "mezo" and self.step_rule != "parameter_free":
             raise ValueError("step_rule: belongs to algorithm: adanaged; mezo takes learning_rate")
         return self

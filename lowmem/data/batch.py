@@ -49,12 +49,12 @@ class Batch:
     """(S, T) int64: the token itself where it carries loss (predicted from the position before), else IGNORE."""
     position_ids: Tensor | None = None
     options: Options | None = None
-    positions: tuple[Tensor, Tensor] = None  # type: ignore[assignment]  # derived below unless given
+    positions: tuple[Tensor, Tensor] = ()  # type: ignore[assignment]  # empty: derived below
     """Rows and columns (N,) int64 whose hidden state predicts a labelled token; found once, on the host, so that
     the step itself never waits for the device and can be planned without values."""
 
     def __post_init__(self) -> None:
-        if self.positions is None:
+        if not self.positions:
             rows, columns = torch.nonzero(self.labels[:, 1:] != IGNORE, as_tuple=True)
             object.__setattr__(self, "positions", (rows, columns))
 

@@ -57,9 +57,7 @@ def build_rule(optimizer: Optimizer) -> Rule:
             assert_never(optimizer)
 
 
-def _first_order(
-    config: RunConfig, model: PreTrainedModel, title: str, exporter: Callable[[Path], None]
-) -> FirstOrder:
+def _first_order(config: RunConfig, model: PreTrainedModel, title: str, exporter: Callable[[Path], None]) -> FirstOrder:
     return FirstOrder(
         trainable_parameters(model),
         build_rule(config.optimizer),

@@ -55,7 +55,9 @@ class ModelLoss:
         self._decoder: nn.Module = model.base_model
         head = model.get_output_embeddings()
         if head is None:
-            raise FormatError(f"{type(model).__name__} has no output head, so it has no next-token loss; use a causal LM")
+            raise FormatError(
+                f"{type(model).__name__} has no output head, so it has no next-token loss; use a causal LM"
+            )
         self._head = cast(nn.Module, head)
         self._chunk_tokens = chunk_tokens
 
@@ -103,8 +105,9 @@ class ModelLoss:
         return cast(Tensor, self._decoder(**inputs).last_hidden_state)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """fp32 logits with the post-processing of the known families (Gemma 2, Cohere, Granite)."""
-        logits: Tensor = self._head(hidden).float()
+        """Logits in fp32 (fp64 for an fp64 model) with the post-processing of the known families (Gemma 2, Cohere, Granite)."""
+        logits: Tensor = self._head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         config = self._model.config
         if (scale := getattr(config, "logit_scale", None)) is not None:
             logits = logits * scale
@@ -121,7 +124,9 @@ class ModelLoss:
         wanted = batch.labels[rows, columns + 1]
         pieces = [
             self._nll(h, w)
-            for h, w in zip(hidden.split(self._chunk_tokens), wanted.split(self._chunk_tokens), strict=True)
+            for h, w in zip(
+                torch.split(hidden, self._chunk_tokens), torch.split(wanted, self._chunk_tokens), strict=True
+            )
         ]
         return torch.cat(pieces), rows
 

@@ -20,13 +20,3 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     named = {canonical_name(name): p for name, p in model.named_parameters() if p.requires_grad}
     return dict(sorted(named.items()))
-
-
-def owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """`id(parameter)` -> every (module, attribute) that holds it: more than one where weights are tied."""
-    held: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                held.setdefault(id(parameter), []).append((module, attribute))
-    return held

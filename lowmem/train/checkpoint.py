@@ -57,7 +57,12 @@ class CheckpointStore:
         partial.mkdir(parents=True)
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.method.tensors.items()}
         save_file(_without_shared_memory(tensors), partial / _FILES[0])
-        state = {"format": FORMAT, "step": checkpoint.step, "method": checkpoint.method.numbers, "loop": checkpoint.loop}
+        state = {
+            "format": FORMAT,
+            "step": checkpoint.step,
+            "method": checkpoint.method.numbers,
+            "loop": checkpoint.loop,
+        }
         (partial / _FILES[1]).write_text(json.dumps(state, indent=1))
         manifest = {name: _digest(partial / name) for name in _FILES}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))

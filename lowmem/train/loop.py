@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lowmem.data.batch import Batch
 from lowmem.errors import CheckpointError, ConfigError, Interrupted
@@ -129,7 +129,10 @@ def run_loop(
 
             # Evaluate: every `eval_steps`, and after the last step.
             if last or (settings.eval_steps and progress.step % settings.eval_steps == 0):
-                judged = progress.step, _evaluate(evaluate, progress, settings, sink, split="after" if last else "during")
+                judged = (
+                    progress.step,
+                    _evaluate(evaluate, progress, settings, sink, split="after" if last else "during"),
+                )
                 if settings.restore_best and progress.best_step == progress.step and not last:
                     _save(method, store, progress, sink, reason="best")
                 if settings.patience and progress.evaluations_without_gain >= settings.patience and not last:
@@ -166,7 +169,9 @@ def restore(method: Method, checkpoint: Checkpoint) -> Progress:
     method.load_state(checkpoint.method)
     names = {field.name for field in dataclasses.fields(Progress)}
     if checkpoint.loop.keys() != names:
-        raise CheckpointError(f"the checkpoint's loop state has the fields {sorted(checkpoint.loop)}, not {sorted(names)}")
+        raise CheckpointError(
+            f"the checkpoint's loop state has the fields {sorted(checkpoint.loop)}, not {sorted(names)}"
+        )
     return Progress(**checkpoint.loop)
 
 
@@ -218,11 +223,12 @@ class _Stop:
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     """SIGINT and SIGTERM set `signal`; the same signal again takes its ordinary, immediate effect."""
-    stop, before = _Stop(), {}
+    stop = _Stop()
+    before: dict[signal.Signals, Any] = {}
 
     def request(number: int, _frame: object) -> None:
         stop.signal = signal.Signals(number).name
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -65,7 +65,11 @@ def track(logs: Sequence[Log], event: Event) -> None:
     """Numbers of a step or an evaluation go to every tracker."""
     match event:
         case StepDone():
-            values = {"train/loss": event.loss, "train/lr": event.lr, "train/tokens_per_second": event.tokens_per_second}
+            values = {
+                "train/loss": event.loss,
+                "train/lr": event.lr,
+                "train/tokens_per_second": event.tokens_per_second,
+            }
             values |= {f"train/{name}": value for name, value in event.details.items()}
         case EvalDone():
             values = {f"eval/{event.split}/{name}": value for name, value in event.metrics.items()}
@@ -81,12 +85,12 @@ def _tracker(name: str, *, folder: Path, run_name: str, config: dict[str, Any]) 
             case "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 
-                writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+                writer = SummaryWriter(str(folder / "tensorboard"))
 
                 def to_tensorboard(values: dict[str, float], step: int) -> None:
                     for key, value in values.items():
-                        writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
-                    writer.flush()  # type: ignore[no-untyped-call]
+                        writer.add_scalar(key, value, step)
+                    writer.flush()
 
                 return to_tensorboard
             case "wandb":
@@ -100,7 +104,9 @@ def _tracker(name: str, *, folder: Path, run_name: str, config: dict[str, Any]) 
                 trackio.init(project="lowmem", name=run_name, config=config)
                 return lambda values, step: trackio.log(values, step=step)
     except ImportError as error:
-        raise ConfigError(f"report_to: {name} is not installed; run `pip install 'lowmem[{name}]'` or remove it") from error
+        raise ConfigError(
+            f"report_to: {name} is not installed; run `pip install 'lowmem[{name}]'` or remove it"
+        ) from error
 
 
 def _belongs(record: dict[str, Any], step: int) -> bool:

@@ -32,12 +32,13 @@ def attach_lora(model: PreTrainedModel, config: LoraMethod, *, seed: int) -> Pef
     targets: Any = config.lora_target_modules
     peft_config = LoraConfig(
         r=config.lora_r,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights="pissa" if config.init_lora_weights == "pissa" else True,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2 stores W^T
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -47,7 +48,9 @@ def attach_lora(model: PreTrainedModel, config: LoraMethod, *, seed: int) -> Pef
         try:
             wrapped = get_peft_model(model, peft_config)
         except ValueError as error:
-            raise ConfigError(f"method.lora_target_modules: {targets!r} does not fit {type(model).__name__}: {error}") from error
+            raise ConfigError(
+                f"method.lora_target_modules: {targets!r} does not fit {type(model).__name__}: {error}"
+            ) from error
     if config.init_lora_weights == "default":
         _initialise(wrapped, seed)
     return wrapped

@@ -118,10 +118,13 @@ class Perturber:
                     if (ids := _gathered(module, args)) is not None:
                         rows = ids.reshape(-1)
                         scratch = perturbed(slot.parameter.data, key, eps, self._kind, rows=rows)
-                        replaced = ((torch.arange(rows.numel(), device=ids.device).view(ids.shape), *args[1:]), kwargs)
+                        replaced = (
+                            (torch.arange(rows.numel(), device=ids.device).view(ids.shape), *args[1:]),
+                            kwargs,
+                        )
                     else:
                         scratch = perturbed(slot.parameter.data, key, eps, self._kind)
-                    module._parameters[slot.attribute] = scratch  # type: ignore[assignment]
+                    module._parameters[slot.attribute] = scratch
                 return replaced
             finally:
                 self._building = False
@@ -147,11 +150,11 @@ def _gathered(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
     return args[0] if fits else None
 
 
-class _Guard(TorchDispatchMode):
+class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises when an operation reads the storage of a trained parameter while no scratch is being built."""
 
     def __init__(self, perturber: Perturber) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._perturber = perturber
         self._names = {p.untyped_storage()._cdata: name for name, p in perturber.parameters.items()}
 
@@ -164,4 +167,3 @@ class _Guard(TorchDispatchMode):
                         "be perturbed; use method: lora, or zo with train_adapter"
                     )
         return func(*args, **(kwargs or {}))
-

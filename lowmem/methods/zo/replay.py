@@ -27,7 +27,10 @@ class ReplayLog:
     def state(self) -> dict[str, Tensor]:
         """`steps` (N, 3) int64: update step, direction step, probe; `coefs` (N,) fp64."""
         steps = torch.tensor([entry[:3] for entry in self._entries], dtype=torch.int64).reshape(-1, 3)
-        return {"steps": steps, "coefs": torch.tensor([entry[3] for entry in self._entries], dtype=torch.float64)}
+        return {
+            "steps": steps,
+            "coefs": torch.tensor([entry[3] for entry in self._entries], dtype=torch.float64),
+        }
 
     def load(self, steps: Tensor, coefs: Tensor) -> None:
         self._entries = [(*row, coef) for row, coef in zip(steps.tolist(), coefs.tolist(), strict=True)]

@@ -91,7 +91,9 @@ class ZerothOrder:
         try:
             steps, coefs = saved.pop("replay/steps"), saved.pop("replay/coefs")
         except KeyError as error:
-            raise CheckpointError(f"the checkpoint lacks the tensor {error.args[0]!r}; it is not of a zo run") from error
+            raise CheckpointError(
+                f"the checkpoint lacks the tensor {error.args[0]!r}; it is not of a zo run"
+            ) from error
         restore_(prefixed("weights", {n: p.detach() for n, p in self._perturber.parameters.items()}), saved)
         self._log.load(steps, coefs)
         numbers = dict(state.numbers)

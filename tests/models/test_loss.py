@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lowmem.data.batch import IGNORE, Batch
+from lowmem.errors import FormatError
+from lowmem.models.loss import ModelLoss
+from tests.tiny import ARCHITECTURES, lm_batch, option_batch, tiny_model, tokens
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_chunked_loss_equals_the_models_own_loss(architecture: str) -> None:
+    model = tiny_model(architecture)
+    batch = lm_batch()
+    own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+    sums = ModelLoss(model, chunk_tokens=5)(batch)
+    torch.testing.assert_close((sums.total / sums.counts.sum()).float(), own, rtol=1e-5, atol=1e-6)
+    ModelLoss(model).check(tokens(1, 6))
+
+
+def test_gradients_do_not_depend_on_the_chunk_size() -> None:
+    batch, gradients = lm_batch(), []
+    for chunk in (1, 7, 10_000):
+        model = tiny_model()
+        ModelLoss(model, chunk_tokens=chunk)(batch).total.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[2], rtol=1e-5, atol=1e-6)
+
+
+def test_sums_and_counts_are_per_example() -> None:
+    model, batch = tiny_model(), lm_batch(rows=3)
+    together = ModelLoss(model)(batch)
+    assert batch.attention_mask is not None
+    for row in range(3):
+        alone = ModelLoss(model)(
+            Batch(
+                batch.input_ids[row : row + 1],
+                batch.attention_mask[row : row + 1],
+                batch.labels[row : row + 1],
+            )
+        )
+        torch.testing.assert_close(together.per_example[row], alone.per_example[0], rtol=1e-5, atol=1e-6)
+    expected = (batch.labels[:, 1:] != IGNORE).sum(1).float()
+    assert torch.equal(together.counts, expected)
+    assert batch.weight == int(expected.sum())
+
+
+def test_one_token_options_score_like_the_full_softmax() -> None:
+    model, batch = tiny_model(), option_batch(one_token=True)
+    scores = ModelLoss(model).option_scores(batch)
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids).logits[:, -1].log_softmax(-1)
+    torch.testing.assert_close(scores, logits[:, [5, 6]], rtol=1e-5, atol=1e-6)
+
+
+def test_option_rows_score_by_mean_token_log_probability() -> None:
+    model, batch = tiny_model(), option_batch(one_token=False)
+    sums = ModelLoss(model)(batch)
+    with torch.no_grad():
+        logp = model(input_ids=batch.input_ids).logits.log_softmax(-1)
+    assert batch.options is not None
+    scores = torch.empty(3, 2)
+    for row in range(6):
+        scores[row // 2, row % 2] = sum(logp[row, t - 1, batch.input_ids[row, t]] for t in (8, 9)) / 2
+    torch.testing.assert_close(sums.per_example, F.cross_entropy(scores, batch.options.gold, reduction="none"))
+    assert batch.weight == 3
+
+
+def test_logits_that_are_changed_after_the_head_are_refused() -> None:
+    model = tiny_model()
+    forward = model.forward
+
+    def doubled(**inputs: object) -> object:
+        output = forward(**inputs)
+        output.logits = output.logits * 2
+        return output
+
+    model.forward = doubled
+    with pytest.raises(FormatError, match="changes its logits after the head"):
+        ModelLoss(model).check(tokens(1, 6))
+
+
+def test_models_without_a_head_are_refused() -> None:
+    with pytest.raises(FormatError, match="has no output head"):
+        ModelLoss(tiny_model().base_model)
+
+
+def test_option_scores_need_a_task() -> None:
+    with pytest.raises(ValueError, match="classification task"):
+        ModelLoss(tiny_model()).option_scores(lm_batch())
