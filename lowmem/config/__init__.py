@@ -1,1 +1,1 @@
-"""What may be asked of a run: frozen pydantic sections, the YAML that fills them, and errors that name file and line."""
+"""What may be asked of a run: frozen sections, the YAML that fills them, errors that name file and line."""

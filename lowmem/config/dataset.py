@@ -12,7 +12,7 @@ TaskName = Literal["sst2", "rte", "cb", "boolq", "wsc", "wic", "multirc", "copa"
 
 
 class _Source(Section):
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """A local .jsonl/.json/.csv/.parquet/.txt file, a folder of them, or a hub dataset id."""
     subset: str | None = None
     """Configuration name of a hub dataset, e.g. "sst2" of "glue"."""

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from lowmem.config.base import Section
 from lowmem.config.dataset import Dataset
 from lowmem.config.method import LoraMethod, Method, ZoMethod
 from lowmem.config.optimizer import AdamW, Optimizer
 from lowmem.config.quantization import NoQuantization, Quantization
+from lowmem.errors import ConfigError
+from lowmem.units import parse_bytes
 
 LORA_LEARNING_RATE = 2e-4
 FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
@@ -34,7 +44,7 @@ class GenerationConfig(Section):
 class RunConfig(Section):
     """Everything a run needs; the resolved form is written to the run folder as config.yaml."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """A hub id, a local folder, a run folder, or an embedded name: tiny-reasoner, smollm2-135m-instruct."""
     revision: str | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -95,13 +105,23 @@ class RunConfig(Section):
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Besides metrics.jsonl and report.html, which are always written."""
     run_name: str | None = None
-    output_dir: str = "runs/default"
+    output_dir: Annotated[str, Field(min_length=1)] = "runs/default"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: PositiveInt | None = None
     """CPU threads of torch. Default: torch's own choice."""
     memory_budget: str | None = None
     """For example 24GiB."""
     generation: GenerationConfig = GenerationConfig()
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _budget_is_a_size(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                parse_bytes(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return text
 
     @model_validator(mode="after")
     def _coherent(self) -> RunConfig:
