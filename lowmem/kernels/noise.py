@@ -86,9 +86,7 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 
-def row_numbers(
-    shape: Sequence[int], rows: Rows, device: torch.device | None
-) -> tuple[Tensor, tuple[int, ...]]:
+def row_numbers(shape: Sequence[int], rows: Rows, device: torch.device | None) -> tuple[Tensor, tuple[int, ...]]:
     """The rows asked for as int64 (k,), and the shape that `tensor[rows]` has.
 
     Raises `ValueError` for vectors, and for row numbers that are not int64.

@@ -1,0 +1,33 @@
+// Primitives for AVX-512 (F, BW, VL, DQ, VPOPCNTDQ): sixteen lanes. See passes.cpp for what they mean.
+constexpr int LANES = 16;
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+
+static inline void multiply(Words a, uint32_t factor, Words &high, Words &low) {
+    __m512i x = (__m512i)a, m = _mm512_set1_epi32(int(factor));
+    __m512i even = _mm512_mul_epu32(x, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), m);
+    high = (Words)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+    low = (Words)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+}
+
+static inline Words coins(Words x) {
+    Words all = (Words)_mm512_popcnt_epi32((__m512i)x), upper = (Words)_mm512_popcnt_epi32((__m512i)(x & ~15u));
+    return all + upper + upper;
+}
+
+static inline Words load16(const uint16_t *from) {
+    return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+}
+
+static inline void store16(uint16_t *to, Words words) {
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16((__m512i)words));
+}
+
+static inline Floats load_half(const uint16_t *from) {
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+}
+
+static inline void store_half(uint16_t *to, Floats x) {
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}

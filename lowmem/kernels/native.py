@@ -1,0 +1,184 @@
+"""The C++ kernels as torch operators `lowmem::perturbed`, `lowmem::perturbed_pair` and `lowmem::update_`.
+
+Being operators with fake implementations they run under fake tensors, so the planner counts what they allocate: the
+results and nothing else. Same functions and bits as `reference`; weights need contiguous rows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowmem.errors import KernelUnavailable
+from lowmem.kernels.build import LEVELS, build, load
+from lowmem.kernels.noise import Kind, LowRank, Rows, fp32, matrix_shape, row_numbers
+from lowmem.kernels.reference import as_matrix
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_RADEMACHER, _GAUSSIAN, _LOW_RANK = range(3)
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The kernels, built when needed. Raises `KernelUnavailable`."""
+    return load(build())
+
+
+def level() -> int:
+    """Index into `LEVELS`: the best that this processor has, or the one that `LOWMEM_ISA` names.
+
+    Raises `KernelUnavailable` when that one is unknown or cannot run here.
+    """
+    best: int = library().lowmem_best_level()
+    named = os.environ.get("LOWMEM_ISA")
+    if named is None:
+        return best
+    if named not in LEVELS[: best + 1]:
+        usable = ", ".join(LEVELS[: best + 1])
+        raise KernelUnavailable(f"LOWMEM_ISA={named} cannot run on this processor; use one of {usable}")
+    return LEVELS.index(named)
+
+
+def direction(
+    shape: Sequence[int], key: int, kind: Kind, *, rows: Rows = None, device: torch.device | None = None
+) -> Tensor:
+    """`reference.direction` on the CPU: a perturbation of zeros, of which one row is stored."""
+    where = rows.device if isinstance(rows, Tensor) else device
+    count, cols = matrix_shape(shape)
+    zeros = torch.zeros(1, cols, device=where).expand(count, cols)
+    return _perturbed(zeros, shape, key, 1.0, kind, rows)
+
+
+def perturbed(weight: Tensor, key: int, eps: float, kind: Kind, *, rows: Rows = None) -> Tensor:
+    """`reference.perturbed` on the CPU, in one pass."""
+    return _perturbed(_matrix(weight), weight.shape, key, eps, kind, rows)
+
+
+def perturbed_pair(weight: Tensor, key: int, eps: float, kind: Kind) -> tuple[Tensor, Tensor]:
+    """`reference.perturbed_pair` on the CPU: the noise is drawn and the weight read once for both signs."""
+    with torch.no_grad():
+        plus, minus = torch.ops.lowmem.perturbed_pair(_matrix(weight), _signed(key), eps, *_code(kind))
+    return plus.reshape(weight.shape), minus.reshape(weight.shape)
+
+
+def update_(
+    weight: Tensor, terms: Sequence[tuple[int, float]], kind: Kind, *, rounding_key: int, decay: float = 0.0
+) -> None:
+    """`reference.update_` on the CPU: the weight is read and written once, whatever the number of terms."""
+    keys, coefs = [_signed(key) for key, _ in terms], [coef for _, coef in terms]
+    with torch.no_grad():
+        torch.ops.lowmem.update_(_matrix(weight), keys, coefs, *_code(kind), fp32(1.0 - decay), _signed(rounding_key))
+
+
+def _perturbed(matrix: Tensor, shape: Sequence[int], key: int, eps: float, kind: Kind, rows: Rows) -> Tensor:
+    numbers, result_shape = (None, tuple(shape)) if rows is None else row_numbers(shape, rows, matrix.device)
+    with torch.no_grad():
+        out: Tensor = torch.ops.lowmem.perturbed(matrix, numbers, _signed(key), eps, *_code(kind))
+    return out.reshape(result_shape)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    matrix = as_matrix(weight)
+    if matrix.shape[1] > 1 and matrix.stride(1) != 1:
+        raise ValueError(
+            f"weight of shape {tuple(weight.shape)} has strides {weight.stride()}: the native kernels need"
+            " contiguous rows; call .contiguous() first, or set LOWMEM_KERNELS=reference"
+        )
+    return matrix
+
+
+def _signed(key: int) -> int:
+    """A 64-bit key as the signed number that an operator takes."""
+    return key - 2**64 if key >= 2**63 else key
+
+
+def _code(kind: Kind) -> tuple[int, int]:
+    match kind:
+        case LowRank(rank):
+            return _LOW_RANK, rank
+        case "rademacher":
+            return _RADEMACHER, 0
+        case "gaussian":
+            return _GAUSSIAN, 0
+    raise ValueError(f"kind={kind!r} is no direction; use 'rademacher', 'gaussian' or LowRank(r)")
+
+
+_Library: Any = torch.library.Library  # untyped in torch
+_OPS = _Library("lowmem", "DEF")
+_OPS.define("perturbed(Tensor weight, Tensor? rows, int key, float eps, int kind, int rank) -> Tensor")
+_OPS.define("perturbed_pair(Tensor weight, int key, float eps, int kind, int rank) -> (Tensor, Tensor)")
+_OPS.define(
+    "update_(Tensor(a!) weight, int[] keys, float[] coefs, int kind, int rank, float keep, int rounding_key) -> ()"
+)
+
+
+def _run_perturb(
+    weight: Tensor, outputs: list[Tensor], rows: Tensor | None, key: int, eps: float, kind: int, rank: int
+) -> None:
+    rows = None if rows is None else rows.contiguous()
+    minus = outputs[1].data_ptr() if len(outputs) > 1 else None
+    wrong = library().lowmem_perturb(
+        *(weight.data_ptr(), outputs[0].data_ptr(), minus, None if rows is None else rows.data_ptr()),
+        *(*outputs[0].shape, weight.stride(0), weight.shape[0], _TYPES[weight.dtype]),
+        *(kind == _GAUSSIAN, rank, _unit(rank), key % 2**64, eps, level(), torch.get_num_threads()),
+    )
+    if rows is not None and wrong >= 0:
+        raise IndexError(f"row {int(rows[wrong])} is outside a weight of {weight.shape[0]} rows")
+
+
+def _unit(rank: int) -> float:
+    return LowRank(rank).unit if rank else 1.0
+
+
+def _perturbed_cpu(weight: Tensor, rows: Tensor | None, key: int, eps: float, kind: int, rank: int) -> Tensor:
+    out = _perturbed_fake(weight, rows, key, eps, kind, rank)
+    _run_perturb(weight, [out], rows, key, eps, kind, rank)
+    return out
+
+
+def _perturbed_fake(weight: Tensor, rows: Tensor | None, key: int, eps: float, kind: int, rank: int) -> Tensor:
+    count = weight.shape[0] if rows is None else rows.shape[0]
+    return torch.empty((count, weight.shape[1]), dtype=weight.dtype, device=weight.device)
+
+
+def _pair_cpu(weight: Tensor, key: int, eps: float, kind: int, rank: int) -> tuple[Tensor, Tensor]:
+    plus, minus = _pair_fake(weight, key, eps, kind, rank)
+    _run_perturb(weight, [plus, minus], None, key, eps, kind, rank)
+    return plus, minus
+
+
+def _pair_fake(weight: Tensor, key: int, eps: float, kind: int, rank: int) -> tuple[Tensor, Tensor]:
+    plus = _perturbed_fake(weight, None, key, eps, kind, rank)
+    return plus, torch.empty_like(plus)
+
+
+def _update_cpu(
+    weight: Tensor, keys: list[int], coefs: list[float], kind: int, rank: int, keep: float, rounding_key: int
+) -> None:
+    key_array = (ctypes.c_uint64 * len(keys))(*(key % 2**64 for key in keys))
+    coef_array = (ctypes.c_float * len(coefs))(*coefs)
+    library().lowmem_update(
+        *(weight.data_ptr(), *weight.shape, weight.stride(0), _TYPES[weight.dtype]),
+        *(kind == _GAUSSIAN, rank, _unit(rank), key_array, coef_array, len(keys)),
+        *(keep, rounding_key % 2**64, level(), torch.get_num_threads()),
+    )
+
+
+def _update_fake(
+    weight: Tensor, keys: list[int], coefs: list[float], kind: int, rank: int, keep: float, rounding_key: int
+) -> None:
+    return None
+
+
+_OPS.impl("perturbed", _perturbed_cpu, "CPU")
+_OPS.impl("perturbed_pair", _pair_cpu, "CPU")
+_OPS.impl("update_", _update_cpu, "CPU")
+torch.library.register_fake("lowmem::perturbed", _perturbed_fake, lib=_OPS)
+torch.library.register_fake("lowmem::perturbed_pair", _pair_fake, lib=_OPS)
+torch.library.register_fake("lowmem::update_", _update_fake, lib=_OPS)
