@@ -49,14 +49,14 @@ class Batch:
     """(S, T) int64: the token itself where it carries loss (predicted from the position before), else IGNORE."""
     position_ids: Tensor | None = None
     options: Options | None = None
-    positions: tuple[Tensor, Tensor] = ()  # type: ignore[assignment]  # empty: derived below
-    """Rows and columns (N,) int64 whose hidden state predicts a labelled token; found once, on the host, so that
+    positions: tuple[Tensor, ...] = ()
+    """Rows and columns, (N,) int64 each, whose hidden state predicts a labelled token; found once, on the host, so that
     the step itself never waits for the device and can be planned without values."""
 
     def __post_init__(self) -> None:
         if not self.positions:
-            rows, columns = torch.nonzero(self.labels[:, 1:] != IGNORE, as_tuple=True)
-            object.__setattr__(self, "positions", (rows, columns))
+            found = torch.nonzero(self.labels[:, 1:] != IGNORE, as_tuple=True)
+            object.__setattr__(self, "positions", found)
 
     @property
     def examples(self) -> int:
@@ -96,5 +96,5 @@ class Batch:
             labels=self.labels.to(device),
             position_ids=None if positions is None else positions.to(device),
             options=options,
-            positions=(self.positions[0].to(device), self.positions[1].to(device)),
+            positions=tuple(index.to(device) for index in self.positions),
         )

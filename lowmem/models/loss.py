@@ -47,7 +47,7 @@ LossFn = Callable[[Batch], LossSums]
 class ModelLoss:
     """`LossFn` of a causal LM. `model` is the transformers model itself (inside a peft wrapper: its base model).
 
-    `chunk_tokens` bounds the logits that are alive at a time: chunk_tokens x V fp32, about three times that in backward.
+    `chunk_tokens` bounds the logits that are alive at a time: chunk_tokens x V fp32, three times that in backward.
     """
 
     def __init__(self, model: PreTrainedModel, *, chunk_tokens: int = 256) -> None:
@@ -105,7 +105,7 @@ class ModelLoss:
         return cast(Tensor, self._decoder(**inputs).last_hidden_state)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits in fp32 (fp64 for an fp64 model) with the post-processing of the known families (Gemma 2, Cohere, Granite)."""
+        """Logits in fp32 (fp64 for an fp64 model) with the post-processing of Gemma 2, Cohere and Granite."""
         logits: Tensor = self._head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         config = self._model.config

@@ -198,7 +198,7 @@ def _judge(metrics: Metrics, progress: Progress, settings: LoopSettings, name: s
     value = metrics.get(settings.metric)
     if value is None:
         raise ConfigError(
-            f"metric_for_best_model: {settings.metric!r} is not among the metrics of {name}: {', '.join(sorted(metrics))}"
+            f"metric_for_best_model: {settings.metric!r} is not a metric of {name}: {', '.join(sorted(metrics))}"
         )
     best = progress.best_value
     better = best is None or (value > best if settings.maximize else value < best)
