@@ -61,9 +61,7 @@ def generate_answers(
     if not prompts:
         return []
     chosen = [config.seed] * len(prompts) if seeds is None else list(seeds)
-    rows = [
-        _Row(model, tokenizer, prompt, config, seed) for prompt, seed in zip(prompts, chosen, strict=True)
-    ]
+    rows = [_Row(model, tokenizer, prompt, config, seed) for prompt, seed in zip(prompts, chosen, strict=True)]
     for _ in _decode(model, tokenizer, rows, config):
         pass
     return [row.answer() for row in rows]
@@ -90,9 +88,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     if not ids:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
-            raise ConfigError(
-                "the prompt is empty and the tokenizer has no begin-of-text token; give some text"
-            )
+            raise ConfigError("the prompt is empty and the tokenizer has no begin-of-text token; give some text")
         ids = [int(start)]
     return ids
 

@@ -6,9 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
+from lowmem.config.load import load_run
 from lowmem.config.run import RunConfig
 from lowmem.errors import CheckpointError, ConfigError
 from lowmem.models.embedded import EMBEDDED, embedded_folder
@@ -82,8 +80,8 @@ def read_run(folder: Path) -> RunFolder:
     """The run in `folder`. Raises `CheckpointError` when its config is damaged or nothing is trained yet."""
     file = folder / "config.yaml"
     try:
-        run = RunFolder(folder, RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        run = RunFolder(folder, load_run(file).config)
+    except ConfigError as error:
         raise CheckpointError(f"{file} is not the config of a run: {error}") from error
     if not run.is_adapter and not (run.trained / "config.json").is_file():
         raise CheckpointError(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lowmem.config.load import dump_run
 from lowmem.config.quantization import Int8, Nf4
 from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError, FormatError
@@ -42,7 +42,7 @@ def make_run(folder: Path, base: Path, **keys: object) -> RunConfig:
         {"model": str(base), "dataset": [{"format": "alpaca", "path": "a.jsonl"}], "dtype": "fp32", **keys}
     )
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (folder / "config.yaml").write_text(dump_run(config))
     return config
 
 
@@ -52,9 +52,7 @@ def adapter_run(tmp_path: Path) -> tuple[Path, Tensor]:
     make_run(run, base)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        wrapped = get_peft_model(
-            tiny_model(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
-        )
+        wrapped = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     expected = logits(wrapped.eval())
     wrapped.save_pretrained(str(run / "model"))
     return run, expected
@@ -174,9 +172,7 @@ def test_a_missing_tensor_is_named_instead_of_being_drawn(tmp_path: Path) -> Non
 def test_a_misshaped_tensor_is_named(tmp_path: Path) -> None:
     file = save_tiny(tmp_path) / "model.safetensors"
     save_file(load_file(file) | {"model.norm.weight": torch.ones(7)}, file, metadata={"format": "pt"})
-    with pytest.raises(
-        FormatError, match=r"has another shape for 1 of the tensors .* first model.norm.weight"
-    ):
+    with pytest.raises(FormatError, match=r"has another shape for 1 of the tensors .* first model.norm.weight"):
         load_model(ModelSource(str(tmp_path)), device=CPU)
 
 
@@ -235,9 +231,7 @@ def test_a_meta_model_has_the_shapes_of_the_folder_and_no_memory(tmp_path: Path)
     save_tiny(tmp_path, "llama")
     meta = meta_model(ModelSource(str(tmp_path), dtype="fp32"))
     real = tiny_model("llama")
-    assert {n: p.shape for n, p in meta.named_parameters()} == {
-        n: p.shape for n, p in real.named_parameters()
-    }
+    assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
     assert {p.device.type for p in meta.parameters()} == {"meta"}
     assert not meta.training
 

@@ -1,0 +1,98 @@
+"""Text from a model or a run: one prompt as a stream, or a file of prompts that can be taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lowmem.config.run import GenerationConfig
+from lowmem.errors import ConfigError
+from lowmem.events import Notice, Sink
+from lowmem.generate.generate import Answer, Prompt, generate_answers, stream
+from lowmem.jobs.chat_form import Message, chat_form, message_ids
+from lowmem.jobs.prompt_file import PromptRow, answered, append_answers, read_prompts
+from lowmem.jobs.target import DtypeName, Target, open_target
+
+
+class Generator:
+    """A loaded model that answers prompts: text is continued as it stands, messages are put as it was trained."""
+
+    def __init__(self, target: Target) -> None:
+        self._model = target.loaded.model
+        self._tokenizer = target.loaded.tokenizer
+        self._form = chat_form(self._tokenizer, target.run)
+        self.generation = target.generation
+        """The run's own settings, used where none are given."""
+        self.name = target.loaded.name
+
+    @property
+    def chat(self) -> bool:
+        """True when messages are understood: by the tokenizer's chat template, or by what the run was trained on."""
+        return self._form is not None
+
+    def stream(self, prompt: str | Sequence[Message], config: GenerationConfig | None = None) -> Iterator[str]:
+        """The answer in pieces of whole characters. Raises `ConfigError` for messages that are not understood."""
+        return stream(self._model, self._tokenizer, self._prompt(prompt), config or self.generation)
+
+    def answers(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        config: GenerationConfig | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        """One answer per prompt, decoded together."""
+        given = [self._prompt(prompt) for prompt in prompts]
+        return generate_answers(self._model, self._tokenizer, given, config or self.generation, seeds=seeds)
+
+    def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
+        if isinstance(prompt, str):
+            return prompt
+        if self._form is None:
+            raise ConfigError(
+                f"{self.name} has no chat template, so it cannot read messages; give plain text, "
+                "or set chat_template in the run's config"
+            )
+        return message_ids(self._tokenizer, prompt, self._form)
+
+
+def open_generator(target: str, *, sink: Sink, device: str = "auto", dtype: DtypeName | None = None) -> Generator:
+    """A generator for the model or run folder `target`."""
+    return Generator(open_target(target, sink=sink, device=device, dtype=dtype))
+
+
+def generate_file(
+    generator: Generator,
+    input: Path,
+    output: Path,
+    config: GenerationConfig | None,
+    sink: Sink,
+    *,
+    batch_size: int = 8,
+) -> int:
+    """Every prompt of `input` has its answer in `output`; returns how many were generated now.
+
+    `input` holds lines of {"prompt": text} or {"messages": [...]}, with an "id" (default: its number among
+    the prompts). Answers already in `output` stay; one line each is appended for the others, as soon as its
+    batch is done, so an interrupted job goes on where it was. Every prompt is sampled with a seed made from
+    `config.seed` and its id. Raises `DataError` with file and line for lines that cannot be used.
+    """
+    settings = config or generator.generation
+    prompts = read_prompts(input)
+    done = answered(output)
+    missing = [row for row in prompts if row.id not in done]
+    if len(missing) < len(prompts):
+        sink(Notice(f"{len(prompts) - len(missing)} of {len(prompts)} answers are already in {output}"))
+    for start in range(0, len(missing), batch_size):
+        rows = missing[start : start + batch_size]
+        seeds = [prompt_seed(settings.seed, row) for row in rows]
+        answers = generator.answers([row.prompt for row in rows], settings, seeds=seeds)
+        append_answers(output, list(zip(rows, answers, strict=True)))
+    return len(missing)
+
+
+def prompt_seed(seed: int, row: PromptRow) -> int:
+    """The seed of one prompt of a file: equal prompts under different ids are different draws."""
+    digest = hashlib.blake2b(f"{seed}/{row.id!r}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
