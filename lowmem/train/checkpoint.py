@@ -48,12 +48,16 @@ class CheckpointStore:
         return sorted(int(name) for name in found if name.isdigit())
 
     def save(self, checkpoint: Checkpoint, *, best: int | None) -> Path:
-        """The checkpoint is on disk, synced; old ones beyond `keep` are gone, never the one of step `best`."""
+        """The checkpoint is on disk, synced; old ones beyond `keep` are gone, never the one of step `best`.
+
+        Later ones go too: they remain when a run was resumed from an older checkpoint, and their metrics are gone.
+        """
         from safetensors.torch import save_file
 
         target = self.path(checkpoint.step)
         partial = self.folder / f".partial-{target.name}"
-        shutil.rmtree(partial, ignore_errors=True)
+        for abandoned in self.folder.glob(".partial-step-*"):
+            shutil.rmtree(abandoned)
         partial.mkdir(parents=True)
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.method.tensors.items()}
         save_file(_without_shared_memory(tensors), partial / _FILES[0])
@@ -68,11 +72,14 @@ class CheckpointStore:
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in (*partial.iterdir(), partial):
             _sync(path)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-        _sync(self.folder)
-        self._prune(best)
+        if target.exists() and _is_intact(target, manifest):
+            # A step walked again writes the same bytes. Keeping them leaves no moment without this checkpoint.
+            shutil.rmtree(partial)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            _sync(self.folder)
+        self._prune(checkpoint.step, best)
         return target
 
     def latest(self) -> Path | None:
@@ -98,9 +105,12 @@ class CheckpointStore:
             return f"the checkpoint of step {step} is intact: continue with --resume {candidate}"
         return "no intact checkpoint is left: start again with --overwrite"
 
-    def _prune(self, best: int | None) -> None:
-        for step in self.steps()[: -self._keep]:
-            if step != best:
+    def _prune(self, current: int, best: int | None) -> None:
+        steps = self.steps()
+        past = [step for step in steps if step <= current]
+        kept = {*past[-self._keep :], best}
+        for step in steps:
+            if step not in kept:
                 shutil.rmtree(self.path(step))
 
 
@@ -108,6 +118,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in folder `path`, every byte verified. Raises `CheckpointError` naming the file that is wrong."""
     from safetensors.torch import load_file
 
+    _verify(path)
+    state = _read_json(path / "state.json")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {state.get('format')!r}; this version reads format {FORMAT}")
+    tensors: dict[str, Tensor] = load_file(path / _FILES[0])
+    return Checkpoint(state["step"], MethodState(tensors, state["method"]), state["loop"])
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in `path`, whose files are as it says. Raises `CheckpointError` otherwise."""
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}")
     manifest = _read_json(path / "manifest.json")
@@ -121,11 +141,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path / name} is damaged: {actual['size']} bytes with another digest than the {size} bytes written"
             )
-    state = _read_json(path / "state.json")
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {state.get('format')!r}; this version reads format {FORMAT}")
-    tensors: dict[str, Tensor] = load_file(path / _FILES[0])
-    return Checkpoint(state["step"], MethodState(tensors, state["method"]), state["loop"])
+    return manifest
+
+
+def _is_intact(path: Path, manifest: dict[str, Any]) -> bool:
+    """Whether `path` holds exactly the checkpoint that `manifest` describes."""
+    try:
+        return _verify(path) == manifest
+    except CheckpointError:
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The written record of a run: metrics.jsonl always, and the trackers named in `report_to`.
 
 One JSON object a line, flushed as it happens. On resume, lines after the checkpoint's step are dropped first, so the
-file of a killed and resumed run equals that of an uninterrupted one in everything but the clock.
+file of a killed and resumed run equals that of an uninterrupted one in everything but the clock and one `RunStarted`
+for each start.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ class MetricsFile:
         partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
         os.replace(partial, path)
         self._file = path.open("a")
+        self._notices = {record["message"] for record in kept if record["event"] == Notice.__name__}
 
     def __call__(self, event: Event) -> None:
-        if not isinstance(event, TextDelta):
-            self._file.write(json.dumps(_finite(as_record(event))) + "\n")
-            self._file.flush()
+        if isinstance(event, TextDelta) or (isinstance(event, Notice) and event.message in self._notices):
+            return
+        self._file.write(json.dumps(_finite(as_record(event))) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         os.fsync(self._file.fileno())
@@ -47,13 +50,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines()
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise FormatError(f"{path}:{number}: not a JSON record; the file is damaged") from error
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise FormatError(f"{path}:{number}: not a JSON record of an event; the file is damaged")
     return records
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """The record in `line`, None when there is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "event" in record else None
 
 
 def trackers(names: Sequence[str], *, folder: Path, run_name: str, config: dict[str, Any]) -> list[Log]:
@@ -110,8 +121,11 @@ def _tracker(name: str, *, folder: Path, run_name: str, config: dict[str, Any]) 
 
 
 def _belongs(record: dict[str, Any], step: int) -> bool:
-    """Whether an uninterrupted run would hold this record `step` updates in: not a finish, not a later step."""
-    if record["event"] == RunFinished.__name__ or record.get("reason") == "interrupted":
+    """Whether an uninterrupted run would hold this record `step` updates in: not a later step, and nothing of an end,
+    which the resumed run reaches again."""
+    if record["event"] == RunFinished.__name__ or record.get("reason") in ("interrupted", "final"):
+        return False
+    if str(record.get("split", "")).startswith("after:"):
         return False
     if record["event"] in (RunStarted.__name__, Notice.__name__):
         return True
