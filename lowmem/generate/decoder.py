@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from lowmem.errors import FormatError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -70,5 +72,10 @@ class Decoder:
             use_cache=True,
             **more,
         )
-        self._cache = out.past_key_values
+        self._cache = getattr(out, "past_key_values", None)
+        if self._cache is None:
+            raise FormatError(
+                f"{type(self._model).__name__} keeps no key-value cache, so it cannot be decoded here; use "
+                "an attention model such as OPT, Llama, Qwen3, Gemma or GPT-2"
+            )
         return cast(Tensor, out.logits[:, -1])

@@ -16,7 +16,7 @@ from lowmem.events import Event, Sink
 from lowmem.models.resolve import HubModel, Location, ModelFolder, RunFolder, resolve
 from lowmem.models.shapes import known_shape
 from lowmem.models.source import ModelSource
-from lowmem.models.weights import check_safetensors, read_config, read_model, read_tokenizer
+from lowmem.models.weights import attention_refused_clearly, check_safetensors, read_config, read_model, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ def meta_model(source: ModelSource) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     known = known_shape(source.model) if source.revision is None and not Path(source.model).exists() else None
-    with torch.device("meta"):
+    with torch.device("meta"), attention_refused_clearly(source):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             load_config(source) if known is None else known,
             dtype=source.torch_dtype,

@@ -5,6 +5,8 @@ transformers fills missing or misshaped weights with random numbers and goes on;
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +53,7 @@ def read_model(source: ModelSource, place: Place, *, device: torch.device, sink:
     config = read_config(source, place)
     if isinstance(place, ModelFolder):
         check_safetensors(place.folder)
-    with quiet_transformers():
+    with quiet_transformers(), attention_refused_clearly(source):
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 **_address(source, place),
@@ -82,6 +84,20 @@ def read_tokenizer(source: ModelSource, place: Place) -> PreTrainedTokenizerBase
                 raise _unusable(place, error) from error
             raise FormatError(f"{place.folder} holds no tokenizer that can be read: {error}") from error
     return tokenizer
+
+
+@contextmanager
+def attention_refused_clearly(source: ModelSource) -> Iterator[None]:
+    """An architecture without the wanted attention is a `ConfigError` that names the one that works."""
+    try:
+        yield
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        raise ConfigError(
+            f"attn_implementation: {source.model} cannot be run with {source.attn_implementation}; "
+            "use attn_implementation: eager"
+        ) from error
 
 
 def check_safetensors(folder: Path) -> None:

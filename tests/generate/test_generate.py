@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import MambaConfig, PreTrainedModel
 
 from lowmem.config.run import GenerationConfig
-from lowmem.errors import ConfigError
+from lowmem.errors import ConfigError, FormatError
 from lowmem.generate.generate import Answer, end_tokens, generate_answers, generate_batch, stream
+from lowmem.models.shapes import random_model
 from tests.models.tiny import tiny_model, tiny_tokenizer
 
-FAMILIES = ("opt", "llama", "qwen3", "gpt2")
+FAMILIES = ("opt", "llama", "qwen3", "gpt2", "mistral", "bloom")
+"""Learned positions, rotary, tied head, another layout, a sliding window of 8 tokens, no positions at all."""
 PROMPTS = ((10, 11, 12, 13, 14, 15, 16), (20,), (30, 31, 32), (200, 7, 9, 100))
 GREEDY = GenerationConfig(max_new_tokens=24)
 SAMPLED = GenerationConfig(max_new_tokens=16, temperature=0.9, top_p=0.95, seed=3)
 
 
-def by_transformers(
-    model: PreTrainedModel, prompts: tuple[tuple[int, ...], ...], count: int
-) -> list[list[int]]:
+def by_transformers(model: PreTrainedModel, prompts: tuple[tuple[int, ...], ...], count: int) -> list[list[int]]:
     """Left-padded greedy `generate`, cut at the end-of-text token."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
@@ -29,9 +29,7 @@ def by_transformers(
     return [row[: row.index(1)] if 1 in row else row for row in rows]
 
 
-def answers(
-    model: PreTrainedModel, prompts: tuple[tuple[int, ...], ...], config: GenerationConfig
-) -> list[Answer]:
+def answers(model: PreTrainedModel, prompts: tuple[tuple[int, ...], ...], config: GenerationConfig) -> list[Answer]:
     return generate_answers(model, tiny_tokenizer(), prompts, config)
 
 
@@ -39,9 +37,7 @@ def answers(
 def test_greedy_equals_transformers_for_one_prompt(family: str) -> None:
     model = tiny_model(family)
     for prompt in PROMPTS:
-        assert [list(a.tokens) for a in answers(model, (prompt,), GREEDY)] == by_transformers(
-            model, (prompt,), 24
-        )
+        assert [list(a.tokens) for a in answers(model, (prompt,), GREEDY)] == by_transformers(model, (prompt,), 24)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,3 +140,10 @@ def test_generating_inside_training_neither_sees_dropout_nor_changes_modes() -> 
 
 def test_no_prompts_give_no_answers() -> None:
     assert generate_batch(tiny_model("qwen3"), tiny_tokenizer(), [], GREEDY) == []
+
+
+def test_a_model_without_a_cache_is_refused() -> None:
+    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    model = random_model(MambaConfig(**sizes), dtype=torch.float32, attn_implementation="eager")
+    with pytest.raises(FormatError, match="MambaForCausalLM keeps no key-value cache"):
+        answers(model, PROMPTS, GREEDY)

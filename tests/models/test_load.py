@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,15 @@ def test_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(ConfigError, match="is of type 't5', which is not a causal language model"):
         load_config(ModelSource(str(tmp_path)))
+
+
+def test_an_attention_that_the_architecture_lacks_is_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "bloom")
+    for load in (partial(load_model, device=CPU), meta_model):
+        with pytest.raises(ConfigError, match="cannot be run with sdpa; use attn_implementation: eager"):
+            load(ModelSource(str(tmp_path)))
+    source = ModelSource(str(tmp_path), dtype="fp32", attn_implementation="eager")
+    assert torch.equal(logits(load_model(source, device=CPU).model), logits(tiny_model("bloom")))
 
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer])

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BloomConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -54,7 +56,7 @@ def tiny_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(family: str) -> PretrainedConfig:
-    """Two layers of width 32 in the family "opt", "llama", "qwen3" or "gpt2"."""
+    """Two layers of width 32 in one of the families below."""
     ids = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     shared = {
         **ids,
@@ -78,6 +80,10 @@ def tiny_config(family: str) -> PretrainedConfig:
             )
         case "gpt2":
             return GPT2Config(**ids, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+        case "bloom":
+            return BloomConfig(**ids, hidden_size=32, n_layer=2, n_head=4)
+        case "mistral":
+            return MistralConfig(**shared, sliding_window=8)
         case "llama":
             return LlamaConfig(**shared)
         case "qwen3":
@@ -85,11 +91,10 @@ def tiny_config(family: str) -> PretrainedConfig:
     raise AssertionError(family)
 
 
-def tiny_model(
-    family: str = "qwen3", *, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> PreTrainedModel:
+def tiny_model(family: str = "qwen3", *, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """Random weights, spread enough for the argmax to depend on the context."""
-    model = random_model(tiny_config(family), dtype=dtype, seed=seed)
+    attention = "eager" if family == "bloom" else "sdpa"
+    model = random_model(tiny_config(family), dtype=dtype, seed=seed, attn_implementation=attention)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
