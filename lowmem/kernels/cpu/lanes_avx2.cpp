@@ -1,14 +1,16 @@
 // Primitives for AVX2 with F16C: eight lanes. See passes.cpp for what they mean.
 constexpr int LANES = 8;
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t Wide __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 
-static inline void multiply(Words a, uint32_t factor, Words &high, Words &low) {
-    __m256i x = (__m256i)a, m = _mm256_set1_epi32(int(factor));
-    __m256i even = _mm256_mul_epu32(x, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), m);
-    high = (Words)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-    low = (Words)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+static inline Wide product(Wide a, uint32_t factor) {
+    return (Wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(factor));
+}
+
+static inline Words merge(Wide even, Wide odd) {
+    return (Words)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xAA);
 }
 
 // Three times the popcount by nibbles, less twice that of the lowest nibble.

@@ -1,14 +1,16 @@
 // Primitives for AVX-512 (F, BW, VL, DQ, VPOPCNTDQ): sixteen lanes. See passes.cpp for what they mean.
 constexpr int LANES = 16;
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t Wide __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 
-static inline void multiply(Words a, uint32_t factor, Words &high, Words &low) {
-    __m512i x = (__m512i)a, m = _mm512_set1_epi32(int(factor));
-    __m512i even = _mm512_mul_epu32(x, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), m);
-    high = (Words)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-    low = (Words)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+static inline Wide product(Wide a, uint32_t factor) {
+    return (Wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(factor));
+}
+
+static inline Words merge(Wide even, Wide odd) {
+    return (Words)_mm512_mask_blend_epi32(0xAAAA, (__m512i)even, (__m512i)(odd << 32));
 }
 
 static inline Words coins(Words x) {

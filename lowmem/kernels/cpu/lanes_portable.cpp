@@ -1,16 +1,13 @@
 // Primitives for any compiler with vector extensions: four lanes, no intrinsics. See passes.cpp for what they mean.
 constexpr int LANES = 4;
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t Wide __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 
-static inline void multiply(Words a, uint32_t factor, Words &high, Words &low) {
-    for (int lane = 0; lane < LANES; lane++) {
-        uint64_t product = uint64_t(a[lane]) * factor;
-        high[lane] = uint32_t(product >> 32);
-        low[lane] = uint32_t(product);
-    }
-}
+static inline Wide product(Wide a, uint32_t factor) { return (a & 0xFFFFFFFF) * factor; }
+
+static inline Words merge(Wide even, Wide odd) { return (Words)((even & 0xFFFFFFFF) | odd << 32); }
 
 static inline Words popcount(Words x) {
     x = x - ((x >> 1) & 0x55555555);

@@ -4,10 +4,11 @@
 //
 // A row is worked on in segments of SEGMENT columns: the scaled noise of a segment is gathered in a buffer that stays
 // in the first-level cache, then applied while the weights stream past once. From the lanes file:
-//   multiply(a, factor, high, low)  the two halves of the 64-bit products
-//   coins(x)                        3 popcount(x >> 4) + popcount(x & 15)
-//   load16, store16                 16-bit numbers to and from 32-bit lanes
-//   load_half, store_half           fp16 to and from fp32 lanes, rounding to nearest even
+//   product(a, factor)     64-bit products of the lower halves of 64-bit lanes
+//   merge(even, odd)       the lower halves of both, as neighbours
+//   coins(x)               3 popcount(x >> 4) + popcount(x & 15)
+//   load16, store16        16-bit numbers to and from 32-bit lanes
+//   load_half, store_half  fp16 to and from fp32 lanes, rounding to nearest even
 
 static inline Words all(uint32_t value) { return (Words){} + value; }
 
@@ -17,25 +18,49 @@ static inline Words lane_numbers() {
     return lanes;
 }
 
-struct Block {
-    Words word[4];
+constexpr int GROUPS = 16 / LANES;
+
+// The words of sixteen neighbouring counters, as GROUPS vectors each.
+struct Blocks {
+    Words word[4][GROUPS];
 };
 
-static inline Block philox(Words c0, uint32_t row, uint32_t stream, uint64_t key) {
-    Words c1 = all(row), c2 = all(stream), c3 = all(0);
-    uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-    for (int round = 0; round < 10; round++) {
-        Words high0, low0, high1, low1;
-        multiply(c0, 0xD2511F53u, high0, low0);
-        multiply(c2, 0xCD9E8D57u, high1, low1);
-        c0 = high1 ^ c1 ^ k0;
-        c1 = low1;
-        c2 = high0 ^ c3 ^ k1;
-        c3 = low0;
+// A word of LANES / 2 counters to 64 bits, of which only the lower half means anything: then a product is one
+// instruction, and its halves need no sorting until the end.
+struct Counters {
+    Wide c0, c1, c2, c3;
+
+    inline void round(Wide k0, Wide k1) {
+        Wide product0 = product(c0, 0xD2511F53u), product1 = product(c2, 0xCD9E8D57u);
+        c0 = (product1 >> 32) ^ c1 ^ k0;
+        c1 = product1;
+        c2 = (product0 >> 32) ^ c3 ^ k1;
+        c3 = product0;
+    }
+};
+
+static inline void philox_lanes(Blocks &out, int group, uint32_t first_block, uint32_t row, uint32_t stream, uint64_t key) {
+    Wide pairs;
+    for (int i = 0; i < LANES / 2; i++) pairs[i] = first_block + 2 * i;
+    Counters even = {pairs, (Wide){} + row, (Wide){} + stream, (Wide){}};
+    Counters odd = {pairs + 1, even.c1, even.c2, even.c3};
+    Wide k0 = (Wide){} + uint32_t(key), k1 = (Wide){} + (key >> 32);
+    UNROLL for (int round = 0; round < 10; round++) {
+        even.round(k0, k1);
+        odd.round(k0, k1);
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return {{c0, c1, c2, c3}};
+    out.word[0][group] = merge(even.c0, odd.c0);
+    out.word[1][group] = merge(even.c1, odd.c1);
+    out.word[2][group] = merge(even.c2, odd.c2);
+    out.word[3][group] = merge(even.c3, odd.c3);
+}
+
+static inline Blocks philox(uint32_t first_block, uint32_t row, uint32_t stream, uint64_t key) {
+    Blocks out;
+    for (int g = 0; g < GROUPS; g++) philox_lanes(out, g, first_block + g * LANES, row, stream, key);
+    return out;
 }
 
 static inline Floats load_floats(const float *from) {
@@ -53,30 +78,28 @@ template <bool ADD> static void put_rademacher(float *out, Place place, int widt
     Words shift[32 / LANES];
     for (int part = 0; part < 32 / LANES; part++) shift[part] = 31 - part * LANES - lane_numbers();
     Words size = (Words)((Floats){} + term.coef);
-    int blocks = (width + 127) / 128;
-    for (int first = 0; first < blocks; first += LANES) {
-        Block block = philox(uint32_t(place.col / 128) + first + lane_numbers(), place.row, STREAM_RADEMACHER, term.key);
-        int count = blocks - first < LANES ? blocks - first : LANES;
-        for (int lane = 0; lane < count; lane++)
-            for (int word = 0; word < 4; word++) {
-                float *to = out + (first + lane) * 128 + word * 32;
-                Words bits = all(block.word[word][lane]);
-                for (int part = 0; part < 32 / LANES; part++)
-                    put<ADD>(to + part * LANES, (Floats)(((bits << shift[part]) & 0x80000000u) ^ size));
+    for (int col = 0; col < width; col += 16 * 128) {
+        Blocks blocks = philox(uint32_t((place.col + col) / 128), place.row, STREAM_RADEMACHER, term.key);
+        uint32_t words[4][16];
+        memcpy(words, blocks.word, sizeof words);
+        for (int i = 0; i < 64 && col + i * 32 < width; i++)
+            for (int part = 0; part < 32 / LANES; part++) {
+                Words sign = (all(words[i % 4][i / 4]) << shift[part]) & 0x80000000u;
+                put<ADD>(out + col + i * 32 + part * LANES, (Floats)(sign ^ size));
             }
     }
 }
 
 // Eight times the Gaussian at `place` as whole numbers, `width` rounded up to 64 columns.
 template <class Put> static inline void gaussian(Place place, int width, uint32_t stream, uint64_t key, Put put_lanes) {
-    for (int chunk = 0; chunk < width; chunk += 64)
-        for (int lane = 0; lane < 16 && lane < width - chunk; lane += LANES) {
-            Block block = philox(uint32_t((place.col + chunk) / 4) + lane + lane_numbers(), place.row, stream, key);
-            for (int word = 0; word < 4; word++) {
-                Ints whole = (Ints)(coins(block.word[word]) - 44);
-                put_lanes(chunk + word * 16 + lane, __builtin_convertvector(whole, Floats));
+    for (int chunk = 0; chunk < width; chunk += 64) {
+        Blocks blocks = philox(uint32_t((place.col + chunk) / 4), place.row, stream, key);
+        UNROLL for (int word = 0; word < 4; word++)
+            UNROLL for (int g = 0; g < GROUPS; g++) {
+                Ints whole = (Ints)(coins(blocks.word[word][g]) - 44);
+                put_lanes(chunk + word * 16 + g * LANES, __builtin_convertvector(whole, Floats));
             }
-        }
+    }
 }
 
 template <bool ADD> static void put_gaussian(float *out, Place place, int width, Term term) {
@@ -179,17 +202,16 @@ static void apply(const typename Element<TYPE>::Stored *weight, const float *shi
 
 // 16 bits of rounding noise per column, `width` rounded up to 128 columns.
 static void rounding_noise(uint32_t *noise, Place place, int width, uint64_t key) {
-    for (int chunk = 0; chunk < width; chunk += 128)
-        for (int lane = 0; lane < 16; lane += LANES) {
-            Words blocks = uint32_t((place.col + chunk) / 8) + lane + lane_numbers();
-            Block block = philox(blocks, place.row, STREAM_ROUNDING, key);
-            for (int word = 0; word < 4; word++) {
-                uint32_t *to = noise + chunk + word * 32 + lane;
-                Words low = block.word[word] & 0xFFFF, high = block.word[word] >> 16;
+    for (int chunk = 0; chunk < width; chunk += 128) {
+        Blocks blocks = philox(uint32_t((place.col + chunk) / 8), place.row, STREAM_ROUNDING, key);
+        for (int word = 0; word < 4; word++)
+            for (int g = 0; g < GROUPS; g++) {
+                uint32_t *to = noise + chunk + word * 32 + g * LANES;
+                Words low = blocks.word[word][g] & 0xFFFF, high = blocks.word[word][g] >> 16;
                 memcpy(to, &low, sizeof low);
                 memcpy(to + 16, &high, sizeof high);
             }
-        }
+    }
 }
 
 template <int TYPE>

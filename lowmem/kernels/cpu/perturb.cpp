@@ -57,29 +57,40 @@ struct Update {
     uint64_t rounding_key;
 };
 
+#define UNROLL _Pragma("GCC unroll 16")
+
 namespace portable {
 #include "lanes_portable.cpp"
 #include "passes.cpp"
 }
 
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2,f16c")
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+
+TARGET("avx2,f16c")
 namespace avx2 {
 #include "lanes_avx2.cpp"
 #include "passes.cpp"
 }
-#pragma GCC pop_options
+END_TARGET
 
-#pragma GCC push_options
-#if !defined(LOWMEM_AVX512_HEADER)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
+#if defined(LOWMEM_AVX512_HEADER)
+TARGET("sse2")
+#else
+TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq")
 #endif
 namespace avx512 {
 #include "lanes_avx512.cpp"
 #include "passes.cpp"
 }
-#pragma GCC pop_options
+END_TARGET
 #endif
 
 // Runs `work` over rows (or, of few rows, over columns) in as many threads as pay.
