@@ -101,8 +101,12 @@ def explain(error: ValidationError, root: Node) -> list[Problem]:
 
 def render(problems: Sequence[Problem]) -> str:
     """One line a problem, each once, in the order of the file."""
-    lines = dict.fromkeys(f"{where}: {key}: {text}" for where, key, text in sorted(problems, key=_line))
+    lines = dict.fromkeys(f"{where}: {_printable(key)}: {text}" for where, key, text in sorted(problems, key=_line))
     return "\n".join(lines)
+
+
+def _printable(key: str) -> str:
+    return key if key.isprintable() and key else ascii(key)
 
 
 def _line(problem: Problem) -> tuple[str, int]:
@@ -180,7 +184,7 @@ def _unknown(section: str, tag: str | None, path: Path) -> str:
         near = did_you_mean(key, RunConfig.model_fields) or _near_alias(key, TOP_LEVEL)
         return _at_home(key) or near or "; `lowmem init` prints the usual keys"
     owners = [name for name, other in VARIANTS.get(section, {}).items() if key in other.model_fields]
-    if owners and "train_adapter" not in path:
+    if owners and "train_adapter" not in path[:-1]:
         return f" of {TAGS[section]}: {tag}; it belongs to {TAGS[section]}: {' and '.join(owners)}"
     if key in RunConfig.model_fields:
         return f" of {'.'.join(map(str, path[:-1]))}; it belongs to the top level"

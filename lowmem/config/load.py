@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,13 +145,7 @@ def _dataset_beside(node: Node, folder: Path) -> Node:
     path = node.entries.get("path")
     if path is None or not isinstance(path.value, str) or not path.value:
         return node
-    if _exists(Path(path.value)) or not _exists(folder / path.value):
+    # Not Path.exists: a name that is too long for the file system names no file.
+    if os.path.exists(path.value) or not os.path.exists(folder / path.value):
         return node
     return node.with_entries({**node.entries, "path": replace(path, value=str(folder / path.value))})
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long for the file system names no file
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import lowmem
@@ -28,7 +29,7 @@ def preset_path(name: str) -> Path:
 def find_config(name: str) -> Path:
     """The file that `name` means: a path, or else a preset. Raises `ConfigError` with the nearest name."""
     path = Path(name)
-    if path.exists():
+    if os.path.exists(path):  # not Path.exists, which fails on names that are too long
         return path
     if path.name != name or path.suffix in (".yaml", ".yml"):
         neighbours = [str(near) for pattern in ("*.yaml", "*.yml") for near in path.parent.glob(pattern)]

@@ -1,0 +1,10 @@
+"""The command line: one file per verb, `render` for what is drawn. Torch is imported inside the verbs."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    from lowmem.cli.app import app
+
+    app(prog_name="lowmem")

@@ -1,0 +1,58 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from lowmem.config.run import GenerationConfig
+from lowmem.errors import ConfigError
+
+Target = Annotated[
+    str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder, a hub id or an embedded model.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys that replace those of the config.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens. [default: the run's]")]
+Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. [default: the run's]")]
+TopP = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens up to this share. [default: the run's]"),
+]
+TopK = Annotated[
+    int | None, typer.Option(min=0, help="Keep this many likeliest tokens; 0 keeps all. [default: the run's]")
+]
+Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the sampling. [default: the run's]")]
+
+
+def split_config(first: str, rest: list[str] | None) -> tuple[str | None, list[str]]:
+    """(config or None, overrides): the first argument is an override when it reads like one and names no file."""
+    others = list(rest or ())
+    if "=" in first and not os.path.exists(first):
+        return None, [first, *others]
+    return first, others
+
+
+def generation(base: GenerationConfig, **given: object) -> GenerationConfig:
+    """`base` with what was given on the command line. Raises `ConfigError` naming the option."""
+    changes = {key: value for key, value in given.items() if value is not None and value != []}
+    try:
+        return GenerationConfig.model_validate({**base.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option} {first['input']}: {first['msg'].lower()}") from error
+
+
+def check_device(device: str) -> str:
+    """`device` again. Raises `typer.BadParameter` for anything but auto, cpu and cuda."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"{device!r} is not a device; use auto, cpu or cuda", param_hint="--device")
+    return device

@@ -1,0 +1,141 @@
+"""Events as a live bar or as plain lines; both say the same things in the same words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TextIO, assert_never
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from lowmem.events import (
+    CheckpointSaved,
+    EvalDone,
+    Event,
+    Notice,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    TextDelta,
+)
+from lowmem.units import format_bytes, format_seconds
+
+PLAIN_LINES = 50
+"""Step lines of a whole run in a log file; more are written when steps are slow."""
+PLAIN_SECONDS = 15.0
+
+
+class Pace:
+    """Time that is left, from the steps done since the run was started or resumed."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._first = 0
+        self.total = 0
+
+    def start(self, event: RunStarted) -> None:
+        self._since, self._first, self.total = self._clock(), event.start_step, event.total_steps
+
+    def left(self, step: int) -> str:
+        done = step - self._first
+        if done <= 0 or self.total <= step:
+            return "0s"
+        return format_seconds((self._clock() - self._since) / done * (self.total - step))
+
+
+def step_text(event: StepDone, pace: Pace) -> str:
+    """What a step says: loss, rate, speed, memory, time left."""
+    memory = f"memory {format_bytes(event.memory_bytes)} (peak {format_bytes(event.peak_bytes)})"
+    speed = f"{event.tokens_per_second:,.0f} tok/s"
+    return f"loss {event.loss:.4f}  lr {event.lr:.3g}  {speed}  {memory}  eta {pace.left(event.step)}"
+
+
+def line_text(event: Event) -> str | None:
+    """The line that an event is worth; None for those that are drawn otherwise."""
+    match event:
+        case Notice():
+            return f"note: {event.message}"
+        case RunStarted():
+            share = f"{event.trainable_parameters:,} of {event.total_parameters:,} parameters trained"
+            resumed = f", resumed at step {event.start_step} from {event.resumed_from}" if event.resumed_from else ""
+            return f"{event.method}: {event.total_steps} steps, {share}{resumed}"
+        case EvalDone():
+            values = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+            best = " (best so far)" if event.is_best else ""
+            return f"eval {event.split} step {event.step}: {values}{best} in {format_seconds(event.seconds)}"
+        case CheckpointSaved():
+            return f"saved step {event.step} ({event.reason}) in {event.folder}"
+        case RunFinished():
+            peak = format_bytes(event.peak_bytes)
+            return f"{event.reason} at step {event.step} after {format_seconds(event.seconds)}, peak {peak}"
+        case StepDone() | TextDelta():
+            return None
+        case _:
+            assert_never(event)
+
+
+class PlainProgress:
+    """Lines in a log: about `PLAIN_LINES` of them for the steps, the first and the last among them."""
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._pace = Pace(clock)
+        self._shown_step = 0
+        self._shown_at = clock()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._pace.start(event)
+            self._shown_step = 0
+        text = line_text(event)
+        if isinstance(event, StepDone) and self._is_due(event.step):
+            self._shown_step, self._shown_at = event.step, self._clock()
+            text = f"step {event.step}/{self._pace.total}  {step_text(event, self._pace)}"
+        if text is not None:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+
+    def _is_due(self, step: int) -> bool:
+        first, last = self._shown_step == 0, step >= self._pace.total
+        far = (step - self._shown_step) * PLAIN_LINES >= self._pace.total
+        return first or last or far or self._clock() - self._shown_at >= PLAIN_SECONDS
+
+
+class LiveProgress:
+    """One bar that stays at the bottom of the terminal while other lines scroll above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._pace = Pace()
+        self._task: TaskID | None = None
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> LiveProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._pace.start(event)
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task("", total=event.total_steps, completed=event.start_step)
+        if isinstance(event, StepDone) and self._task is not None:
+            text = escape(step_text(event, self._pace))
+            self._progress.update(self._task, completed=event.step, description=text)
+        text = line_text(event) or ""
+        if text:
+            self._progress.console.print(Text(text), soft_wrap=True)
