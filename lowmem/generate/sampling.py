@@ -38,17 +38,21 @@ def choose_tokens(
     )
     tokens, probabilities = filtered(logits, config)
     edges = probabilities.cumsum(dim=-1)
-    # Scaled by the last edge, which rounding may leave below 1; the clamp keeps a zero-probability tail out.
-    index = torch.searchsorted(edges, drawn[:, None] * edges[:, -1:], right=True)
-    kept = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
-    return [int(token) for token in tokens.gather(1, torch.minimum(index, kept))[:, 0].tolist()]
+    total = edges[:, -1:]  # which rounding may leave below 1
+    # Strictly below the total, so that the first edge above is always that of a token with some probability.
+    point = torch.minimum(drawn[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(edges, point, right=True)
+    return [int(token) for token in tokens.gather(1, index)[:, 0].tolist()]
 
 
 def filtered(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
-    """Tokens (B, K) from the likeliest down, and their probabilities (B, K) fp64 after the filters.
+    """Tokens (B, K) and their probabilities (B, K) fp64 after the filters.
 
     K is V, or top_k where that is smaller; what top-p removes has probability 0.
     """
+    if not config.top_k and config.top_p == 1:  # no sort: it would take longer than a small model's forward
+        tokens = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+        return tokens, (logits.double() / config.temperature).softmax(dim=-1)
     ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
     if config.top_k:
         ordered, tokens = ordered[:, : config.top_k], tokens[:, : config.top_k]

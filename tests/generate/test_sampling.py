@@ -9,6 +9,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from lowmem.config.run import GenerationConfig
 from lowmem.errors import NonFiniteError
+from lowmem.generate import sampling
 from lowmem.generate.sampling import choose_tokens, filtered, uniform
 
 
@@ -67,9 +68,16 @@ def test_uniform_numbers_are_stable_in_range_and_spread() -> None:
 
 def test_a_removed_token_is_never_drawn_even_at_the_last_edge() -> None:
     logits = torch.tensor([[5.0, 5.0, -torch.inf, -torch.inf]])
-    config = GenerationConfig(temperature=1.0, top_p=0.999999)
-    drawn = {choose_tokens(logits, config, seeds=[s], positions=[0])[0] for s in range(200)}
-    assert drawn == {0, 1}
+    for top_p in (1.0, 0.999999):
+        config = GenerationConfig(temperature=1.0, top_p=top_p)
+        drawn = {choose_tokens(logits, config, seeds=[s], positions=[0])[0] for s in range(200)}
+        assert drawn == {0, 1}
+
+
+def test_the_largest_uniform_number_draws_the_last_possible_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "uniform", lambda seed, position: 1 - 2.0**-53)
+    logits = torch.tensor([[0.1, 0.2, 0.3, -torch.inf]])
+    assert choose_tokens(logits, GenerationConfig(temperature=1.0), seeds=[0], positions=[0]) == [2]
 
 
 def test_nan_logits_are_an_error_that_names_the_position() -> None:
