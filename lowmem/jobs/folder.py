@@ -68,7 +68,7 @@ def check_disk(folder: Path, *, checkpoint_bytes: int, keep: int, export_bytes: 
     if needed > free:
         raise ConfigError(
             f"output_dir: {keep} + 2 checkpoints of {format_bytes(checkpoint_bytes)} and the result need "
-            f"{format_bytes(needed)}, the disk has {format_bytes(free)} free; lower save_total_limit or choose another disk"
+            f"{format_bytes(needed)}, the disk has {format_bytes(free)} free; lower save_total_limit or change the disk"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -31,18 +32,66 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` did to a model: the title of the kind of training, and how its result is written."""
+
+    title: str
+    exporter: Callable[[Path], None]
+
+
 def build_method(config: RunConfig, model: PreTrainedModel) -> Method:
-    """A `Method` over `model`, which is changed in place: frozen, unfrozen or given adapters."""
+    """A `Method` over `model`, which is changed in place: frozen, unfrozen or given adapters.
+
+    First-order methods leave it in train mode (dropout as its config says), zeroth order in eval mode: both probes
+    must see the same function.
+    """
+    return assemble(config, model, prepare(config, model))
+
+
+def prepare(config: RunConfig, model: PreTrainedModel) -> Prepared:
+    """`model` is frozen, unfrozen or given adapters and put into its mode; no state is made yet.
+
+    Works on the meta device, where the planner calls it before it replaces the parameters by fakes.
+    """
     match config.method:
         case LoraMethod():
             adapted = attach_lora(model, config.method, seed=config.seed)
-            title = f"LoRA r={config.method.lora_r}"
-            return _first_order(config, model, title, partial(export_adapter, adapted))
+            model.train()
+            return Prepared(f"LoRA r={config.method.lora_r}", partial(export_adapter, adapted))
         case FullMethod():
+            model.train()
             unfreeze(model)
-            return _first_order(config, model, "full finetuning", partial(export_model, model))
-        case ZoMethod():
-            return _zeroth_order(config, config.method, model)
+            return Prepared("full finetuning", partial(export_model, model))
+        case ZoMethod(train_adapter=None):
+            model.eval()
+            unfreeze(model)
+            return Prepared("", partial(export_model, model))
+        case ZoMethod(train_adapter=LoraMethod() as adapter):
+            adapted = attach_lora(model, adapter, seed=config.seed)
+            model.eval()
+            return Prepared(f" on LoRA r={adapter.lora_r}", partial(export_adapter, adapted))
+        case _:
+            raise AssertionError("pydantic admits no other method")
+
+
+def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> Method:
+    """The method over the trainable parameters that a prepared `model` has now, with its fresh state."""
+    parameters = trainable_parameters(model)
+    match config.method:
+        case LoraMethod() | FullMethod():
+            return FirstOrder(
+                parameters,
+                build_rule(config.optimizer),
+                title=prepared.title,
+                seed=config.seed,
+                max_grad_norm=config.max_grad_norm,
+                exporter=prepared.exporter,
+            )
+        case ZoMethod() as method:
+            perturber = Perturber(model, parameters, seed=config.seed, kind=method.direction)
+            algorithm = _algorithm(method, weight_scales(parameters))
+            return ZerothOrder(perturber, algorithm, kind_title=prepared.title, exporter=prepared.exporter)
         case _:
             assert_never(config.method)
 
@@ -55,31 +104,6 @@ def build_rule(optimizer: Optimizer) -> Rule:
             return Sgd(momentum=optimizer.momentum, weight_decay=optimizer.weight_decay)
         case _:
             assert_never(optimizer)
-
-
-def _first_order(config: RunConfig, model: PreTrainedModel, title: str, exporter: Callable[[Path], None]) -> FirstOrder:
-    return FirstOrder(
-        trainable_parameters(model),
-        build_rule(config.optimizer),
-        title=title,
-        seed=config.seed,
-        max_grad_norm=config.max_grad_norm,
-        exporter=exporter,
-    )
-
-
-def _zeroth_order(config: RunConfig, method: ZoMethod, model: PreTrainedModel) -> ZerothOrder:
-    exporter: Callable[[Path], None]
-    if method.train_adapter is not None:
-        adapted = attach_lora(model, method.train_adapter, seed=config.seed)
-        title, exporter = f" on LoRA r={method.train_adapter.lora_r}", partial(export_adapter, adapted)
-    else:
-        unfreeze(model)
-        title, exporter = "", partial(export_model, model)
-    parameters = trainable_parameters(model)
-    perturber = Perturber(model, parameters, seed=config.seed, kind=method.direction)
-    algorithm = _algorithm(method, weight_scales(parameters))
-    return ZerothOrder(perturber, algorithm, kind_title=title, exporter=exporter)
 
 
 def _algorithm(method: ZoMethod, scales: Scales) -> Algorithm:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,8 @@ class Perturber:
             forward()
         if unread := sorted(self.parameters.keys() - self._read):
             raise FormatError(
-                f"zeroth order: {unread[0]!r} ({len(unread)} in all) is never read by the forward pass, so updates would "
-                "only add noise to it; use method: lora, or freeze it by training an adapter (train_adapter)"
+                f"zeroth order: {unread[0]!r} ({len(unread)} in all) is never read by the forward pass, so updates "
+                "would only add noise to it; use method: lora, or freeze it by training an adapter (train_adapter)"
             )
 
     def _key(self, direction: Direction, name: str) -> int:
@@ -124,7 +124,7 @@ class Perturber:
                         )
                     else:
                         scratch = perturbed(slot.parameter.data, key, eps, self._kind)
-                    module._parameters[slot.attribute] = scratch
+                    module._parameters[slot.attribute] = cast(nn.Parameter, scratch)
                 return replaced
             finally:
                 self._building = False
