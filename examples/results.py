@@ -91,9 +91,13 @@ def _section(result: dict[str, Any]) -> str:
     for table in result["tables"]:
         lines += ["", f"**{table['title']}**", "", _row(table["columns"]), _row("---" for _ in table["columns"])]
         lines += [_row(row) for row in table["rows"]]
-    versions = place.get("versions", {})
-    named = ", ".join(f"{key} {versions[key]}" for key in ("torch", "transformers", "peft") if key in versions)
-    lines += ["", f"<sub>commit {result['commit'][:10]}; {place.get('cpu', 'CPU')}; {named}</sub>", ""]
+    versions = place["packages"]
+    named = ", ".join(f"{key} {versions[key]}" for key in ("torch", "transformers", "peft") if versions.get(key))
+    lines += [
+        "",
+        f"<sub>commit {result['commit'][:10]}; {place['cpu']['model']}, {place['cpu']['cores']} cores; {named}</sub>",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -127,9 +131,7 @@ def main() -> None:
     verbs.add_parser("render")
     given = parser.parse_args()
     if given.verb == "record":
-        path = run_result(
-            given.folder, name=given.name, title=given.title, command=given.command, notes=given.notes
-        )
+        path = run_result(given.folder, name=given.name, title=given.title, command=given.command, notes=given.notes)
         print(path.relative_to(ROOT))
     PAGE.write_text(render())
 

@@ -22,7 +22,6 @@ from lowmem.events import EvalDone, Event, Notice, RunFinished, RunStarted, Sink
 from lowmem.generate.generate import Prompt, generate_batch
 from lowmem.jobs.evaluate import name_apart
 from lowmem.jobs.folder import check_disk, open_run_folder, write_atomically
-from lowmem.methods.base import Method
 from lowmem.methods.build import build_method
 from lowmem.models.checkpointing import set_gradient_checkpointing
 from lowmem.models.load import LoadedModel, load_config, load_model, load_tokenizer, pad_id
@@ -33,12 +32,17 @@ from lowmem.report.html import write_report
 from lowmem.train.checkpoint import CheckpointStore
 from lowmem.train.environment import environment
 from lowmem.train.loop import LoopResult, LoopSettings, Metrics, Progress, restore, run_loop
+from lowmem.train.measured import MeasuredFirstStep
 from lowmem.train.meter import MemoryMeter
 from lowmem.train.record import MetricsFile, read_metrics, track, trackers
 from lowmem.train.schedule import Schedule, warmup_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+HALF_PRECISION_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""CPU features with which bf16 matrix products are fast; without them torch emulates (measured: 7 times slower)."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,16 @@ class _Job:
         self._batches = _train_batches(config, tokenizer, kind, device=self._device, sink=sink)
         self._eval_sets = name_apart([_open(config, section, tokenizer, kind, sink) for section in config.eval_dataset])
         self._loaded: LoadedModel = load_model(source, device=self._device, sink=sink)
-        self.method: Method = build_method(config, self._loaded.model)
+        self.method = MeasuredFirstStep(
+            build_method(config, self._loaded.model),
+            self._loaded.model,
+            vocabulary=self._loaded.model.config.vocab_size,
+        )
         set_gradient_checkpointing(self._loaded.model, config.gradient_checkpointing)
         self._loss = ModelLoss(self._loaded.model, chunk_tokens=config.loss_chunk_tokens)
         self._meter = MemoryMeter(self._device)
         self._check()
+        self._advise()
 
     def run(self, store: CheckpointStore, progress: Progress, *, resumed_from: str | None) -> LoopResult:
         config, total = self._config, _total_steps(self._config, self._batches)
@@ -159,7 +168,7 @@ class _Job:
             restore_best=config.load_best_model_at_end,
         )
         self._meter.reset()
-        return run_loop(
+        result = run_loop(
             self.method,
             self._loss,
             self._batches,
@@ -170,6 +179,9 @@ class _Job:
             sink=self._sink,
             progress=progress,
         )
+        measured = {phase: {"predicted": None, "measured": nbytes} for phase, nbytes in self.method.peaks.items()}
+        write_atomically(self._folder / "memory.json", json.dumps(measured, indent=1))
+        return result
 
     def export(self) -> None:
         """The trained model or adapter, with its tokenizer, in `model/`; an older one is replaced once it is whole."""
@@ -186,6 +198,17 @@ class _Job:
         nbytes = sum(t.nbytes for t in self.method.state().tensors.values())
         weights = sum(t.nbytes for t in self.method.trainable.values())
         check_disk(self._folder, checkpoint_bytes=nbytes, keep=self._config.save_total_limit, export_bytes=weights)
+
+    def _advise(self) -> None:
+        """What the user would want to know before waiting."""
+        flags = set(environment()["cpu"]["flags"])
+        if self._device.type == "cpu" and self._config.dtype != "fp32" and not flags & HALF_PRECISION_FLAGS:
+            self._sink(
+                Notice(
+                    f"dtype: {self._config.dtype}: this CPU has no instructions for it, so each step may take several "
+                    "times as long as with dtype: fp32 (which needs twice the memory for weights)"
+                )
+            )
 
     def _evaluate(self) -> dict[str, Metrics]:
         """Metrics of every eval dataset, in order. Answers are generated where a dataset has a verifier."""

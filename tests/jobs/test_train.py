@@ -80,6 +80,7 @@ def test_a_yaml_becomes_a_model_that_answers_better(name: str, tmp_path: Path, m
         "checkpoints",
         "config.yaml",
         "env.json",
+        "memory.json",
         "metrics.jsonl",
         "model",
         "report.html",
@@ -101,7 +102,9 @@ def test_the_run_folder_alone_is_enough_for_evaluation(tmp_path: Path, model: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_sigkill_at_a_random_step_and_resume_equal_the_uninterrupted_run(name: str, tmp_path: Path, model: Path) -> None:
+def test_sigkill_at_a_random_step_and_resume_equal_the_uninterrupted_run(
+    name: str, tmp_path: Path, model: Path
+) -> None:
     for folder in ("straight", "killed"):
         (tmp_path / folder).mkdir()
     straight = write_config(tmp_path / "straight", model, **METHODS[name])
