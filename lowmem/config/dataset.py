@@ -17,7 +17,7 @@ class _Source(Section):
     subset: str | None = None
     """Configuration name of a hub dataset, e.g. "sst2" of "glue"."""
     split: str = "train"
-    """Split of a hub dataset; a local file has only "train"."""
+    """Split of a hub dataset, or of a folder whose files are named by split; a single file has only "train"."""
     limit: PositiveInt | None = None
     """Use this many rows, drawn deterministically from `shuffle_seed`."""
     shuffle_seed: NonNegativeInt = 0
