@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    from lowmem.cli.app import app
+    try:
+        from lowmem.cli.app import app
 
-    app(prog_name="lowmem")
+        app(prog_name="lowmem")
+    except KeyboardInterrupt:  # between the verbs' own handling: while modules are imported
+        raise SystemExit(130) from None

@@ -82,9 +82,13 @@ def _prompt(prompt: str | None, input: Path | None, output: Path | None) -> str 
         return None
     if prompt is not None:
         return prompt
-    if sys.stdin.isatty():
+    if _stdin_is_terminal():
         raise typer.BadParameter("give a PROMPT, pipe one into stdin, or use --input with --output")
     return sys.stdin.read()
+
+
+def _stdin_is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _answer(generator: Generator, text: str, settings: GenerationConfig, *, raw: bool) -> None:
