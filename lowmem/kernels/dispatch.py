@@ -137,10 +137,12 @@ def direction(
     return result
 
 
-def perturbed(weight: Tensor, key: int, eps: float, kind: Kind, *, rows: Rows = None) -> Tensor:
-    """A new tensor `round(W + fl(eps * z))`; see `reference.perturbed`."""
+def perturbed(
+    weight: Tensor, key: int, eps: float, kind: Kind, *, rows: Rows = None, out: Tensor | None = None
+) -> Tensor:
+    """`round(W + fl(eps * z))`, new or in `out`; see `reference.perturbed`."""
     module = _implementation(weight.device, weight.dtype)
-    result: Tensor = module.perturbed(weight, key, eps, kind, rows=rows)
+    result: Tensor = module.perturbed(weight, key, eps, kind, rows=rows, out=out)
     return result
 
 

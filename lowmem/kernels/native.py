@@ -1,7 +1,7 @@
-"""The C++ kernels as torch operators `lowmem::perturbed`, `lowmem::perturbed_pair` and `lowmem::update_`.
+"""The C++ kernels as torch operators `lowmem::perturb` and `lowmem::update_`.
 
-Being operators with fake implementations they run under fake tensors, so the planner counts what they allocate: the
-results and nothing else. Same functions and bits as `reference`; weights need contiguous rows.
+Being operators with fake implementations they run under fake tensors, so the planner counts what they allocate:
+the results and nothing else. Same functions and bits as `reference`; weights need contiguous rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from lowmem.errors import KernelUnavailable
 from lowmem.kernels.build import LEVELS, build, load
 from lowmem.kernels.noise import Kind, LowRank, Rows, fp32, matrix_shape, row_numbers
-from lowmem.kernels.reference import as_matrix
+from lowmem.kernels.reference import as_matrix, result
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RADEMACHER, _GAUSSIAN, _LOW_RANK = range(3)
@@ -52,19 +52,24 @@ def direction(
     where = rows.device if isinstance(rows, Tensor) else device
     count, cols = matrix_shape(shape)
     zeros = torch.zeros(1, cols, device=where).expand(count, cols)
-    return _perturbed(zeros, shape, key, 1.0, kind, rows)
+    return _perturbed(zeros, shape, key, 1.0, kind, rows, None)
 
 
-def perturbed(weight: Tensor, key: int, eps: float, kind: Kind, *, rows: Rows = None) -> Tensor:
+def perturbed(
+    weight: Tensor, key: int, eps: float, kind: Kind, *, rows: Rows = None, out: Tensor | None = None
+) -> Tensor:
     """`reference.perturbed` on the CPU, in one pass."""
-    return _perturbed(_matrix(weight), weight.shape, key, eps, kind, rows)
+    return _perturbed(_matrix(weight), weight.shape, key, eps, kind, rows, out)
 
 
 def perturbed_pair(weight: Tensor, key: int, eps: float, kind: Kind) -> tuple[Tensor, Tensor]:
     """`reference.perturbed_pair` on the CPU: the noise is drawn and the weight read once for both signs."""
+    plus, minus = result(weight, weight.shape, None), result(weight, weight.shape, None)
     with torch.no_grad():
-        plus, minus = torch.ops.lowmem.perturbed_pair(_matrix(weight), _signed(key), eps, *_code(kind))
-    return plus.reshape(weight.shape), minus.reshape(weight.shape)
+        torch.ops.lowmem.perturb(
+            as_matrix(plus), as_matrix(minus), _matrix(weight), None, _signed(key), eps, *_code(kind)
+        )
+    return plus, minus
 
 
 def update_(
@@ -76,11 +81,15 @@ def update_(
         torch.ops.lowmem.update_(_matrix(weight), keys, coefs, *_code(kind), fp32(1.0 - decay), _signed(rounding_key))
 
 
-def _perturbed(matrix: Tensor, shape: Sequence[int], key: int, eps: float, kind: Kind, rows: Rows) -> Tensor:
-    numbers, result_shape = (None, tuple(shape)) if rows is None else row_numbers(shape, rows, matrix.device)
+def _perturbed(
+    matrix: Tensor, shape: Sequence[int], key: int, eps: float, kind: Kind, rows: Rows, out: Tensor | None
+) -> Tensor:
+    numbers, result_shape = (None, shape) if rows is None else row_numbers(shape, rows, matrix.device)
+    out = result(matrix, result_shape, out)
+    target = out.view(matrix.shape[0] if numbers is None else numbers.shape[0], matrix.shape[1])
     with torch.no_grad():
-        out: Tensor = torch.ops.lowmem.perturbed(matrix, numbers, _signed(key), eps, *_code(kind))
-    return out.reshape(result_shape)
+        torch.ops.lowmem.perturb(target, None, matrix, numbers, _signed(key), eps, *_code(kind))
+    return out
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -111,54 +120,37 @@ def _code(kind: Kind) -> tuple[int, int]:
 
 _Library: Any = torch.library.Library  # untyped in torch
 _OPS = _Library("lowmem", "DEF")
-_OPS.define("perturbed(Tensor weight, Tensor? rows, int key, float eps, int kind, int rank) -> Tensor")
-_OPS.define("perturbed_pair(Tensor weight, int key, float eps, int kind, int rank) -> (Tensor, Tensor)")
+_OPS.define(
+    "perturb(Tensor(a!) plus, Tensor(b!)? minus, Tensor weight, Tensor? rows, int key, float eps, int kind, int rank)"
+    " -> ()"
+)
 _OPS.define(
     "update_(Tensor(a!) weight, int[] keys, float[] coefs, int kind, int rank, float keep, int rounding_key) -> ()"
 )
 
 
-def _run_perturb(
-    weight: Tensor, outputs: list[Tensor], rows: Tensor | None, key: int, eps: float, kind: int, rank: int
+def _perturb(
+    plus: Tensor,
+    minus: Tensor | None,
+    weight: Tensor,
+    rows: Tensor | None,
+    key: int,
+    eps: float,
+    kind: int,
+    rank: int,
 ) -> None:
     rows = None if rows is None else rows.contiguous()
-    minus = outputs[1].data_ptr() if len(outputs) > 1 else None
     wrong = library().lowmem_perturb(
-        *(weight.data_ptr(), outputs[0].data_ptr(), minus, None if rows is None else rows.data_ptr()),
-        *(*outputs[0].shape, weight.stride(0), weight.shape[0], _TYPES[weight.dtype]),
-        *(kind == _GAUSSIAN, rank, _unit(rank), key % 2**64, eps, level(), torch.get_num_threads()),
+        *(weight.data_ptr(), plus.data_ptr(), None if minus is None else minus.data_ptr()),
+        *(None if rows is None else rows.data_ptr(), *plus.shape, weight.stride(0), weight.shape[0]),
+        *(_TYPES[weight.dtype], kind == _GAUSSIAN, rank, _unit(rank), key % 2**64, eps),
+        *(level(), torch.get_num_threads()),
     )
     if rows is not None and wrong >= 0:
         raise IndexError(f"row {int(rows[wrong])} is outside a weight of {weight.shape[0]} rows")
 
 
-def _unit(rank: int) -> float:
-    return LowRank(rank).unit if rank else 1.0
-
-
-def _perturbed_cpu(weight: Tensor, rows: Tensor | None, key: int, eps: float, kind: int, rank: int) -> Tensor:
-    out = _perturbed_fake(weight, rows, key, eps, kind, rank)
-    _run_perturb(weight, [out], rows, key, eps, kind, rank)
-    return out
-
-
-def _perturbed_fake(weight: Tensor, rows: Tensor | None, key: int, eps: float, kind: int, rank: int) -> Tensor:
-    count = weight.shape[0] if rows is None else rows.shape[0]
-    return torch.empty((count, weight.shape[1]), dtype=weight.dtype, device=weight.device)
-
-
-def _pair_cpu(weight: Tensor, key: int, eps: float, kind: int, rank: int) -> tuple[Tensor, Tensor]:
-    plus, minus = _pair_fake(weight, key, eps, kind, rank)
-    _run_perturb(weight, [plus, minus], None, key, eps, kind, rank)
-    return plus, minus
-
-
-def _pair_fake(weight: Tensor, key: int, eps: float, kind: int, rank: int) -> tuple[Tensor, Tensor]:
-    plus = _perturbed_fake(weight, None, key, eps, kind, rank)
-    return plus, torch.empty_like(plus)
-
-
-def _update_cpu(
+def _update(
     weight: Tensor, keys: list[int], coefs: list[float], kind: int, rank: int, keep: float, rounding_key: int
 ) -> None:
     key_array = (ctypes.c_uint64 * len(keys))(*(key % 2**64 for key in keys))
@@ -170,15 +162,14 @@ def _update_cpu(
     )
 
 
-def _update_fake(
-    weight: Tensor, keys: list[int], coefs: list[float], kind: int, rank: int, keep: float, rounding_key: int
-) -> None:
-    return None
+def _unit(rank: int) -> float:
+    return LowRank(rank).unit if rank else 1.0
 
 
-_OPS.impl("perturbed", _perturbed_cpu, "CPU")
-_OPS.impl("perturbed_pair", _pair_cpu, "CPU")
-_OPS.impl("update_", _update_cpu, "CPU")
-torch.library.register_fake("lowmem::perturbed", _perturbed_fake, lib=_OPS)
-torch.library.register_fake("lowmem::perturbed_pair", _pair_fake, lib=_OPS)
-torch.library.register_fake("lowmem::update_", _update_fake, lib=_OPS)
+def _writes_its_arguments(*_: object) -> None:
+    """Both operators return nothing and allocate nothing."""
+
+
+for _name, _function in (("perturb", _perturb), ("update_", _update)):
+    _OPS.impl(_name, _function, "CPU")
+    torch.library.register_fake(f"lowmem::{_name}", _writes_its_arguments, lib=_OPS)
