@@ -209,7 +209,9 @@ class _Opening:
 
     def _check_rows(self, source: Source, rows: Sequence[int], reader: Reader) -> None:
         """Read every chosen row once, so that a bad one is known before training. Nothing is tokenized."""
-        empty = sum(_answer_is_empty(reader(source.row(row), source.where(row))) for row in rows)
+        empty = 0
+        for row in rows:
+            empty += _answer_is_empty(reader(source.row(row), source.where(row)))
         if empty:
             self.notice(f"{source.name}: {empty} of {len(rows)} rows have an empty answer; they teach to say nothing")
 
