@@ -38,6 +38,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lowmem.kernels.philox import Words, words_at
 
@@ -154,14 +155,21 @@ def noise(rows: Tensor, first: int, width: int, key: int, kind: Kind) -> Tensor:
     raise ValueError(f"kind={kind!r} is no direction; use 'rademacher', 'gaussian' or LowRank(r)")
 
 
-def tiles(rows: int, cols: int, *, kind: Kind | None = None) -> Iterator[tuple[slice, slice]]:
-    """Blocks of rows, or parts of rows, drawn with about `TILE` elements of scratch."""
+def tiles(
+    rows: int, cols: int, *, kind: Kind | None = None, like: Tensor | None = None
+) -> Iterator[tuple[slice, slice]]:
+    """Blocks of rows, or parts of rows, drawn with about `TILE` elements of scratch.
+
+    Where `like` is a fake tensor, which has no values to fill in, one block tells what memory all of them need.
+    """
     factor = -(-kind.rank // 64) * 64 if isinstance(kind, LowRank) else 1
     widest = max(128, TILE // factor // 128 * 128)
     height = max(1, TILE // max(factor, -(-max(1, min(cols, widest)) // 128) * 128))
     for row in range(0, rows, height):
         for col in range(0, cols, widest):
             yield slice(row, min(row + height, rows)), slice(col, min(col + widest, cols))
+            if isinstance(like, FakeTensor):
+                return
 
 
 def direction(

@@ -76,7 +76,7 @@ def perturbed(
         numbers, result_shape = row_numbers(weight.shape, rows, weight.device)
         out = result(weight, result_shape, out)
         target = out.view(numbers.shape[0], matrix.shape[1])
-        for row, col in tiles(*target.shape, kind=kind):
+        for row, col in tiles(*target.shape, kind=kind, like=matrix):
             picked = matrix[:, col].index_select(0, numbers[row]).float()
             shift = noise(numbers[row], col.start, col.stop - col.start, key, kind) * fp32(eps)
             target[row, col] = (picked + shift).to(weight.dtype)
@@ -99,7 +99,7 @@ def update_(
     with torch.no_grad():
         matrix = as_matrix(weight)
         numbers, _ = row_numbers(weight.shape, None, weight.device)
-        for row, col in tiles(*matrix.shape, kind=kind):
+        for row, col in tiles(*matrix.shape, kind=kind, like=matrix):
             width = col.stop - col.start
             total = torch.zeros((row.stop - row.start, width), dtype=torch.float32, device=weight.device)
             for key, coef in terms:
@@ -119,7 +119,7 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, key: int) -> Tensor:
     matrix = x.reshape(matrix_shape(x.shape))
     numbers, _ = row_numbers(x.shape, None, x.device)
     out = torch.empty(matrix.shape, dtype=dtype, device=x.device)
-    for row, col in tiles(*matrix.shape):
+    for row, col in tiles(*matrix.shape, like=matrix):
         out[row, col] = _round(matrix[row, col], dtype, numbers[row], col.start, key)
     return out.reshape(x.shape)
 
