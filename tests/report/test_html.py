@@ -142,6 +142,8 @@ def test_hostile_text_stays_text_wherever_it_comes_from(tmp_path: Path) -> None:
     for section, times in {"Results": 3, "Memory": 1, "Samples": 4, "Plan": 5, "Environment": 5}.items():
         assert shown[section].count(HOSTILE) == times, section
     assert HOSTILE in shown["Notices"]
+    labels = [str(attributes.get("aria-label")) for _, attributes in page.elements]
+    assert any(HOSTILE in label for label in labels), "quotes must not end an attribute"
 
 
 def test_text_that_a_file_cannot_hold_is_shown_as_a_sign(tmp_path: Path) -> None:
