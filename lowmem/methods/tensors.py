@@ -41,8 +41,10 @@ def scalar(tensor: Tensor) -> float:
 
 
 def values(tensor: Tensor) -> list[float]:
-    """The numbers in a vector; ones for a fake tensor (planning)."""
-    return [1.0] * tensor.numel() if isinstance(tensor, FakeTensor) else list(map(float, tensor.tolist()))
+    """The numbers in a vector; for a fake tensor (planning) ones, or the value that the planner gave it."""
+    if isinstance(tensor, FakeTensor):
+        return [float(getattr(tensor, "planned_value", 1.0))] * tensor.numel()
+    return list(map(float, tensor.tolist()))
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

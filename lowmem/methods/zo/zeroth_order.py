@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lowmem.data.batch import Batch
 from lowmem.errors import CheckpointError
+from lowmem.kernels.noise import TILE
 from lowmem.methods.base import MethodState, StepReport
 from lowmem.methods.tensors import SkipCounter, prefixed, restore_, values
 from lowmem.methods.zo.algorithm import Algorithm, Evaluation, Scales
@@ -23,8 +24,12 @@ from lowmem.models.loss import LossFn
 
 
 def weight_scales(parameters: dict[str, nn.Parameter]) -> Scales:
-    """RMS of all weights (fp64 sums per tensor) and the coarsest machine epsilon among their dtypes."""
-    squares = math.fsum(values(p.detach().double().square().sum().reshape(1))[0] for p in parameters.values())
+    """RMS of all weights (fp64 sums) and the coarsest machine epsilon among their dtypes.
+
+    Summed in pieces: a whole embedding in fp64 would be the largest tensor of the run.
+    """
+    pieces = [piece for p in parameters.values() for piece in torch.split(p.detach().reshape(-1), TILE)]
+    squares = math.fsum(values(piece.double().square().sum().reshape(1))[0] for piece in pieces)
     count = sum(p.numel() for p in parameters.values())
     resolution = max(torch.finfo(p.dtype).eps for p in parameters.values())
     return Scales(rms=math.sqrt(squares / count), resolution=resolution)
