@@ -18,6 +18,7 @@ from lowmem.data.dataset import EncodedDataset, open_dataset
 from lowmem.data.preview import preview
 from lowmem.data.train_batches import TrainBatches
 from lowmem.evaluate.evaluate import evaluate_dataset
+from lowmem.errors import Interrupted
 from lowmem.events import EvalDone, Event, Notice, RunFinished, RunStarted, Sink
 from lowmem.generate.generate import Prompt, generate_batch
 from lowmem.jobs.evaluate import name_apart
@@ -82,7 +83,11 @@ def train(config: RunConfig, *, sink: Sink, resume: bool | Path = False, overwri
     checkpoint = store.load(start) if start is not None else None
     record = MetricsFile(folder / "metrics.jsonl", keep_through_step=checkpoint.step if checkpoint else None)
     logs = trackers(
-        config.report_to, folder=folder, run_name=config.run_name or folder.name, config=config.model_dump(mode="json")
+        config.report_to,
+        folder=folder,
+        run_name=config.run_name or folder.name,
+        config=config.model_dump(mode="json"),
+        start_step=checkpoint.step if checkpoint else 0,
     )
 
     def emit(event: Event) -> None:
@@ -97,9 +102,13 @@ def train(config: RunConfig, *, sink: Sink, resume: bool | Path = False, overwri
         progress = restore(job.method, checkpoint) if checkpoint else Progress()
         result = job.run(store, progress, resumed_from=start.name if start else None)
         job.export()
-    finally:
+    except Interrupted:
         record.close()
         write_report(folder)
+        raise
+    finally:
+        record.close()
+    write_report(folder)
     return _report(folder, result)
 
 

@@ -99,7 +99,8 @@ def run_loop(
         judged = 0, _evaluate(evaluate, progress, settings, sink, split="before")
         if settings.restore_best:
             _save(method, store, progress, sink, reason="best")
-    reason, clock, tokens_logged = "completed", time.monotonic(), progress.tokens
+    stopped = settings.patience and progress.evaluations_without_gain >= settings.patience
+    reason, clock, tokens_logged = "early_stopping" if stopped else "completed", time.monotonic(), progress.tokens
     with _stop_signals() as stop:
         while progress.step < total and reason == "completed":
             # Step: one effective batch, one update.

@@ -39,8 +39,10 @@ class MetricsFile:
         self._file.flush()
 
     def close(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Everything is on disk. Closing again does nothing."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -67,9 +69,11 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "event" in record else None
 
 
-def trackers(names: Sequence[str], *, folder: Path, run_name: str, config: dict[str, Any]) -> list[Log]:
+def trackers(
+    names: Sequence[str], *, folder: Path, run_name: str, config: dict[str, Any], start_step: int = 0
+) -> list[Log]:
     """Loggers of `report_to`. Raises `ConfigError` with the command that installs a missing one."""
-    return [_tracker(name, folder=folder, run_name=run_name, config=config) for name in names]
+    return [_tracker(name, folder=folder, run_name=run_name, config=config, start_step=start_step) for name in names]
 
 
 def track(logs: Sequence[Log], event: Event) -> None:
@@ -90,13 +94,13 @@ def track(logs: Sequence[Log], event: Event) -> None:
         log(values, event.step)
 
 
-def _tracker(name: str, *, folder: Path, run_name: str, config: dict[str, Any]) -> Log:
+def _tracker(name: str, *, folder: Path, run_name: str, config: dict[str, Any], start_step: int) -> Log:
     try:
         match name:
             case "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 
-                writer = SummaryWriter(str(folder / "tensorboard"))
+                writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
                 def to_tensorboard(values: dict[str, float], step: int) -> None:
                     for key, value in values.items():
