@@ -17,8 +17,8 @@ from lowmem.config.run import RunConfig
 from lowmem.data.dataset import EncodedDataset, open_dataset
 from lowmem.data.preview import preview
 from lowmem.data.train_batches import TrainBatches
-from lowmem.evaluate.evaluate import evaluate_dataset
 from lowmem.errors import Interrupted
+from lowmem.evaluate.evaluate import evaluate_dataset
 from lowmem.events import EvalDone, Event, Notice, RunFinished, RunStarted, Sink
 from lowmem.generate.generate import Prompt, generate_batch
 from lowmem.jobs.evaluate import name_apart
