@@ -99,8 +99,8 @@ def row_numbers(shape: Sequence[int], rows: Rows, device: torch.device | None) -
             raise ValueError(f"rows is {rows.dtype}; row numbers are int64")
         return rows.reshape(-1), (*rows.shape, *shape[1:])
     count = matrix_shape(shape)[0]
-    start, stop, stride = (rows or slice(None)).indices(count)
-    numbers = torch.arange(start, stop, stride, dtype=torch.int64, device=device)
+    picked = range(count)[rows or slice(None)]
+    numbers = picked.start + picked.step * torch.arange(len(picked), dtype=torch.int64, device=device)
     return numbers, tuple(shape) if rows is None else (numbers.shape[0], *shape[1:])
 
 
