@@ -9,6 +9,7 @@ from typing import TextIO, assert_never
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from lowmem.events import (
@@ -26,6 +27,9 @@ from lowmem.units import format_bytes, format_seconds
 PLAIN_LINES = 50
 """Step lines of a whole run in a log file; more are written when steps are slow."""
 PLAIN_SECONDS = 15.0
+LONGEST_STEP = len("step 99999/99999")
+BAR_WIDTH = 120
+"""Columns that a terminal needs to have room for a bar beside the numbers."""
 
 
 class Pace:
@@ -48,10 +52,10 @@ class Pace:
 
 
 def step_text(event: StepDone, pace: Pace) -> str:
-    """What a step says: loss, rate, speed, memory, time left."""
+    """What a step says, the most wanted first: a narrow terminal cuts the end off."""
     memory = f"memory {format_bytes(event.memory_bytes)} (peak {format_bytes(event.peak_bytes)})"
     speed = f"{event.tokens_per_second:,.0f} tok/s"
-    return f"loss {event.loss:.4f}  lr {event.lr:.3g}  {speed}  {memory}  eta {pace.left(event.step)}"
+    return f"loss {event.loss:.4f}  eta {pace.left(event.step)}  {speed}  {memory}  lr {event.lr:.3g}"
 
 
 def line_text(event: Event) -> str | None:
@@ -66,7 +70,8 @@ def line_text(event: Event) -> str | None:
         case EvalDone():
             values = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
             best = " (best so far)" if event.is_best else ""
-            return f"eval {event.split} step {event.step}: {values}{best} in {format_seconds(event.seconds)}"
+            step = f" at step {event.step}" if event.step else ""
+            return f"eval {event.split}{step}: {values}{best} in {format_seconds(event.seconds)}"
         case CheckpointSaved():
             return f"saved step {event.step} ({event.reason}) in {event.folder}"
         case RunFinished():
@@ -106,6 +111,11 @@ class PlainProgress:
         return first or last or far or self._clock() - self._shown_at >= PLAIN_SECONDS
 
 
+def _column(*, whole: bool) -> Column:
+    """A column that stays on its line: shown whole, or cut at the edge of the terminal."""
+    return Column(no_wrap=True, overflow="ellipsis", min_width=LONGEST_STEP if whole else None)
+
+
 class LiveProgress:
     """One bar that stays at the bottom of the terminal while other lines scroll above it."""
 
@@ -113,9 +123,9 @@ class LiveProgress:
         self._pace = Pace()
         self._task: TaskID | None = None
         self._progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}", table_column=_column(whole=True)),
+            *([BarColumn(bar_width=20)] if console.width >= BAR_WIDTH else []),
+            TextColumn("{task.description}", table_column=_column(whole=False)),
             console=console,
             transient=True,
         )

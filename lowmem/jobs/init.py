@@ -51,7 +51,7 @@ _TEMPLATE = """\
 
 model: {model}
 # A hub id, a model folder, a run folder, or an embedded name: tiny-reasoner, smollm2-135m-instruct.
-dtype: bf16                          # fp32 = twice the memory; exact on every CPU
+dtype: bf16                          # fp32 = twice the memory, and faster on most CPUs
 quantization: {quantization:<23}# none | nf4 | int8: how the frozen base is stored; nf4 = a quarter of bf16
 
 {data}

@@ -46,7 +46,7 @@ def test_metrics_are_on_stdout(run: Callable[..., Any], asked: dict[str, Any]) -
         ["dev", "loss", "0.5000"],
         ["dev", "accuracy", "0.7500"],
     ]
-    assert result.stderr == "eval dev step 0: loss 0.5000 in 1s\n"
+    assert result.stderr == "eval dev: loss 0.5000 in 1s\n"
 
 
 def test_json(run: Callable[..., Any], asked: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def start(total: int, first: int = 0) -> RunStarted:
         (start(100, 20), "MeZO: 100 steps, 10 of 1,000 parameters trained, resumed at step 20 from step-20"),
         (
             EvalDone(3, "during", {"loss": 0.5}, 61.0, is_best=True),
-            "eval during step 3: loss 0.5000 (best so far) in 1m 01s",
+            "eval during at step 3: loss 0.5000 (best so far) in 1m 01s",
         ),
         (CheckpointSaved(3, "runs/x", "best"), "saved step 3 (best) in runs/x"),
         (RunFinished(3, "early_stopping", 3.0, 2**20), "early_stopping at step 3 after 3s, peak 1.00 MiB"),
@@ -63,7 +63,9 @@ def test_a_log_gets_about_fifty_step_lines_with_the_first_and_the_last() -> None
         sink(step(number))
     lines = [line for line in stream.getvalue().splitlines() if line.startswith("step")]
     assert 50 <= len(lines) <= 52
-    assert lines[0].startswith("step 1/1000  loss 0.1250  lr 0.0002  1,234 tok/s  memory 1.00 MiB (peak 3.00 MiB)  eta")
+    assert lines[0].startswith(
+        "step 1/1000  loss 0.1250  eta 0s  1,234 tok/s  memory 1.00 MiB (peak 3.00 MiB)  lr 0.0002"
+    )
     assert lines[-1].startswith("step 1000/1000")
 
 
@@ -88,5 +90,14 @@ def test_a_terminal_gets_a_bar_and_the_lines_above_it() -> None:
         sink(start(20))
     text = stream.getvalue()
     assert "note: [red]kept[/red]" in text
-    assert "eval during step 4: loss 0.5000" in text
+    assert "eval during at step 4: loss 0.5000" in text
     assert "\x1b[" in text
+
+
+def test_a_narrow_terminal_keeps_step_loss_and_time_left() -> None:
+    stream = io.StringIO()
+    with LiveProgress(Console(file=stream, force_terminal=True, width=60)) as sink:
+        sink(start(10))
+        sink(step(4))
+    assert "step 4/10" in stream.getvalue()
+    assert "loss 0.1250  eta 0s" in stream.getvalue()
