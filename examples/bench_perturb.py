@@ -99,9 +99,8 @@ def compile_ahead(capability: int) -> list[dict[str, object]]:
             constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
         )
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(LAUNCH))
-        reports.append(
-            {"kernel": title, "sm": capability, "shared": built.metadata.shared, **_usage(built.asm["cubin"])}
-        )
+        needs = {"shared": built.metadata.shared, "fused": built.asm["ptx"].count("fma."), **_usage(built.asm["cubin"])}
+        reports.append({"kernel": title, "sm": capability, **needs})
     return reports
 
 

@@ -75,8 +75,14 @@ def build(extra_flags: Sequence[str] = ()) -> Path:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The built library with the types of its functions declared. Its calls release the interpreter lock."""
-    library = ctypes.CDLL(str(path))
+    """The built library with the types of its functions declared. Its calls release the interpreter lock.
+
+    Raises `KernelUnavailable` when the file is no library for this machine.
+    """
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelUnavailable(f"{path} cannot be loaded: {error}; delete it to build it anew") from error
     direction = (c_int, c_int, c_float)
     library.lowmem_best_level.argtypes = ()
     library.lowmem_best_level.restype = c_int
