@@ -15,7 +15,7 @@ MAX_SKIPS = 5
 
 
 def restore_(targets: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Every target takes the values saved under its name. Raises `CheckpointError` where anything but values differs."""
+    """Targets take the values saved under their names. Raises `CheckpointError` where more than values differs."""
     if missing := sorted(targets.keys() - saved.keys()):
         raise CheckpointError(f"the checkpoint lacks the tensor {missing[0]!r} ({len(missing)} missing in all)")
     if extra := sorted(saved.keys() - targets.keys()):

@@ -3,7 +3,8 @@
 The textbook scheme adds eps z in place, subtracts 2 eps z and adds eps z again; in bf16 that walk drifts by 12 % of the
 weights' norm in 1000 cycles without any update. Here each module that owns a trained parameter computes with a scratch
 copy: built just before its forward from the seed, dropped just after, also on exceptions. Weights are bit-identical
-by construction and the extra memory is one matrix. An embedding builds only the rows that its input asks for.
+by construction and the extra memory is one matrix, reused from module to module. An embedding builds only the rows
+that its input asks for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from lowmem.errors import FormatError
 from lowmem.kernels.dispatch import perturbed, update_
 from lowmem.kernels.reference import stream_key
+from lowmem.methods.zo.scratch import Scratch, padded_bytes
 
 Kind = Literal["rademacher", "gaussian"]
 
@@ -46,7 +48,8 @@ class _Slot:
 class Perturber:
     """Reads the model at perturbed weights and moves the weights along seeded directions.
 
-    `parameters`: trained parameters by canonical name, ties once. Owns no tensors.
+    `parameters`: trained parameters by canonical name, ties once. Owns the scratch memory, one
+    module's parameters, until `release`.
     """
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], *, seed: int, kind: Kind) -> None:
@@ -63,7 +66,11 @@ class Perturber:
             ]
             if slots:
                 self._slots[module] = slots
+        self._scratch = Scratch(
+            max((padded_bytes([s.parameter for s in slots]) for slots in self._slots.values()), default=0)
+        )
         self._building = False
+        self._marks: list[int] = []
         self._read: set[str] = set()
 
     @contextmanager
@@ -80,6 +87,12 @@ class Perturber:
                 handle.remove()
             for slots in self._slots.values():
                 self._swap_out(slots)()
+            self._marks.clear()
+            self._scratch.pop(0)
+
+    def release(self) -> None:
+        """The scratch memory, as large as the largest module's parameters, is given back."""
+        self._scratch.release()
 
     def move_(self, terms: list[tuple[Direction, float]], *, step: int) -> None:
         """`W <- W - sum_j coef_j z_j` in one pass per tensor; bf16 and fp16 by stochastic rounding seeded by `step`."""
@@ -110,6 +123,7 @@ class Perturber:
     def _swap_in(self, slots: list[_Slot], direction: Direction, eps: float) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._building = True
+            self._marks.append(self._scratch.mark)
             try:
                 replaced = None
                 for slot in slots:
@@ -123,7 +137,8 @@ class Perturber:
                             kwargs,
                         )
                     else:
-                        scratch = perturbed(slot.parameter.data, key, eps, self._kind)
+                        out = self._scratch.push(slot.parameter.shape, slot.parameter)
+                        scratch = perturbed(slot.parameter.data, key, eps, self._kind, out=out)
                     module._parameters[slot.attribute] = cast(nn.Parameter, scratch)
                 return replaced
             finally:
@@ -135,6 +150,8 @@ class Perturber:
         def hook(*_: object) -> None:
             for slot in slots:
                 slot.module._parameters[slot.attribute] = slot.parameter
+            if self._marks:
+                self._scratch.pop(self._marks.pop())
 
         return hook
 

@@ -20,7 +20,7 @@ from lowmem.methods.tensors import SkipCounter, prefixed, restore_, values
 from lowmem.methods.zo.algorithm import Algorithm, Evaluation, Scales
 from lowmem.methods.zo.perturb import Direction, Perturber
 from lowmem.methods.zo.replay import ReplayLog
-from lowmem.models.loss import LossFn
+from lowmem.models.loss import LossFn, LossSums
 
 
 def weight_scales(parameters: dict[str, nn.Parameter]) -> Scales:
@@ -83,6 +83,7 @@ class ZerothOrder:
             terms = list(move.terms)
             self._perturber.move_(terms, step=step)
             self._log.append(step, terms)
+        self._perturber.release()
         self._skips.record(move.skipped, step=step, why="the probed losses are not finite, or do not change")
         return StepReport(move.loss, {**move.details, "forwards": float(move.forwards)}, skipped=move.skipped)
 
@@ -113,7 +114,12 @@ def _evaluate(loss_fn: LossFn, micro_batches: Sequence[Batch]) -> Evaluation:
     sums: list[float] = []
     counts: list[float] = []
     for batch in micro_batches:
-        losses = loss_fn(batch)
-        sums += values(losses.per_example)
-        counts += values(losses.counts)
+        batch_sums, batch_counts = _numbers(loss_fn(batch))
+        sums += batch_sums
+        counts += batch_counts
     return Evaluation(tuple(sums), tuple(counts))
+
+
+def _numbers(losses: LossSums) -> tuple[list[float], list[float]]:
+    """The sums as numbers: a function of its own, so that no tensor outlives its micro-batch."""
+    return values(losses.per_example), values(losses.counts)
