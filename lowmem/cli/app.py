@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lowmem
-from lowmem.cli import chat, demo, doctor, evaluate, generate, init, render, train
+from lowmem.cli import chat, demo, doctor, evaluate, generate, init, plan, render, train
 from lowmem.errors import LowmemError
 
 INTERRUPTED = 130
@@ -66,6 +66,7 @@ def _root(
     pass
 
 
+app.command("plan")(plan.plan)
 app.command("train", cls=train.Command)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from lowmem.config.explain import explain, render
 from lowmem.config.rewrite import DATASETS, Found, canonical
-from lowmem.config.run import RunConfig
+from lowmem.config.run import PLANNED, RunConfig
 from lowmem.config.yaml_source import Dumper, Node, from_plain, parse_value, read_yaml, to_plain
 from lowmem.errors import ConfigError
 
@@ -48,7 +48,7 @@ def load_run(path: Path | None, overrides: Sequence[str] = (), *, base: Mapping[
         file = _beside(canonical(read_yaml(path), found), path.parent)
         root = replace(_merge(root, file), where=file.where)
     patches = [_parse_override(text, found) for text in overrides]
-    root = _with_kinds(reduce(_merge, patches, root))
+    root = _with_planned(_with_kinds(reduce(_merge, patches, root)))
     # Strict, through JSON: there a list is a tuple and a whole number is a float, but "8" is no number.
     try:
         config = RunConfig.model_validate_json(json.dumps(to_plain(root)), strict=True)
@@ -129,6 +129,18 @@ def _with_kinds(root: Node) -> Node:
         if node is not None and isinstance(node.value, dict) and "kind" not in node.entries:
             entries[section] = node.with_entries({"kind": Node(kind, node.where), **node.entries})
     return root.with_entries(entries)
+
+
+def _with_planned(root: Node) -> Node:
+    """`gradient_checkpointing: auto` becomes an entry of `auto`, and the key takes its default."""
+    left = [key for key in PLANNED if key in root.entries and root.entries[key].value == "auto"]
+    if not left:
+        return root
+    entries = {key: node for key, node in root.entries.items() if key not in left}
+    said = root.entries.get("auto")
+    names = list(said.value) if said is not None and isinstance(said.value, list) else []
+    names += [Node(key, root.entries[key].where) for key in left]
+    return root.with_entries({**entries, "auto": Node(names, root.entries[left[0]].where)})
 
 
 def _beside(root: Node, folder: Path) -> Node:

@@ -67,4 +67,16 @@ class ZoMethod(Section):
         return self.algorithm == "adanaged"
 
 
-Method = Annotated[LoraMethod | FullMethod | ZoMethod, Field(discriminator="kind")]
+class AutoMethod(Section):
+    """The planner takes the best method that fits `memory_budget`, or the device where no budget is given."""
+
+    kind: Literal["auto"] = "auto"
+    allow: tuple[Literal["full", "lora", "zo"], ...] = ("full", "lora", "zo")
+    """Methods that may be chosen."""
+    allow_quantization: tuple[Literal["int8", "nf4"], ...] = ()
+    """Forms of the frozen base that may be chosen besides the run's dtype; fewer bits = less memory, some loss."""
+    lora_r: PositiveInt = 8
+    """Rank of the adapters, where a method with adapters is chosen."""
+
+
+Method = Annotated[LoraMethod | FullMethod | ZoMethod | AutoMethod, Field(discriminator="kind")]

@@ -16,7 +16,7 @@ from pydantic import (
 
 from lowmem.config.base import Section
 from lowmem.config.dataset import Dataset
-from lowmem.config.method import LoraMethod, Method, ZoMethod
+from lowmem.config.method import AutoMethod, LoraMethod, Method, ZoMethod
 from lowmem.config.optimizer import AdamW, Optimizer
 from lowmem.config.quantization import NoQuantization, Quantization
 from lowmem.errors import ConfigError
@@ -26,6 +26,10 @@ LORA_LEARNING_RATE = 2e-4
 FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
 MEZO_LEARNING_RATE = 1e-6  # MeZO's grid for full weights is {1e-6, 1e-7} (arXiv 2305.17333)
 MEZO_ADAPTER_LEARNING_RATE = 5e-5
+
+
+PLANNED = ("per_device_train_batch_size", "gradient_checkpointing")
+"""Keys that accept `auto` in a file or on the command line (`lowmem.config.load` moves them to `auto`)."""
 
 
 class GenerationConfig(Section):
@@ -83,6 +87,8 @@ class RunConfig(Section):
     """Recompute activations in the backward pass: about a third slower, much less memory."""
     loss_chunk_tokens: PositiveInt = 256
     """Tokens whose logits are alive at a time. Lower = less memory, slightly slower."""
+    auto: tuple[Literal["per_device_train_batch_size", "gradient_checkpointing"], ...] = ()
+    """Keys left to the planner; `gradient_checkpointing: auto` and `per_device_train_batch_size: auto` mean this."""
     seed: NonNegativeInt = 42
 
     eval_steps: PositiveInt | None = None
@@ -133,7 +139,7 @@ class RunConfig(Section):
             )
         if not isinstance(self.quantization, NoQuantization):
             adapters = isinstance(method, LoraMethod) or (isinstance(method, ZoMethod) and method.train_adapter)
-            if not adapters:
+            if not adapters and not isinstance(method, AutoMethod):
                 raise ValueError(
                     f"quantization.kind: {self.quantization.kind} freezes the base, so method.kind: {method.kind} has "
                     "nothing to train; use method: lora, or zo with train_adapter, or quantization: none"

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from lowmem.config.method import FullMethod, LoraMethod, ZoMethod
+from lowmem.config.method import AutoMethod, FullMethod, LoraMethod, ZoMethod
 from lowmem.config.optimizer import AdamW as AdamWConfig
 from lowmem.config.optimizer import Optimizer
 from lowmem.config.optimizer import Sgd as SgdConfig
 from lowmem.config.run import RunConfig
+from lowmem.errors import ConfigError
 from lowmem.methods.base import Method
 from lowmem.methods.first_order import FirstOrder
 from lowmem.methods.full import export_model, unfreeze
@@ -71,6 +72,8 @@ def prepare(config: RunConfig, model: PreTrainedModel) -> Prepared:
             adapted = attach_lora(model, adapter, seed=config.seed)
             model.eval()
             return Prepared(f" on LoRA r={adapter.lora_r}", partial(export_adapter, adapted))
+        case AutoMethod():
+            raise ConfigError("method.kind: auto is not a method yet; let lowmem.plan.resolve_auto choose one first")
         case _:
             raise AssertionError("pydantic admits no other method")
 
@@ -92,6 +95,8 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
             perturber = Perturber(model, parameters, seed=config.seed, kind=method.direction)
             algorithm = _algorithm(method, weight_scales(parameters))
             return ZerothOrder(perturber, algorithm, kind_title=prepared.title, exporter=prepared.exporter)
+        case AutoMethod():
+            raise AssertionError("prepare refuses it")
         case _:
             assert_never(config.method)
 

@@ -6,7 +6,7 @@ No weights are read and no GPU is needed. The phases: `attach` (the method takes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from lowmem.config.run import RunConfig
+from lowmem.data.batch import Batch
 from lowmem.methods.base import Method
-from lowmem.models.loss import LossSums, ModelLoss
+from lowmem.models.loss import LossFn, LossSums, ModelLoss
 from lowmem.models.modes import eval_mode
 from lowmem.plan.fakes import BatchShape, fake_run
 from lowmem.plan.tracker import ADAPTER, OPTIMIZER, WEIGHTS, LiveBytes, Peak, PhasedLoss
@@ -54,15 +55,15 @@ def simulate(config: RunConfig, shape: PretrainedConfig, work: Work, *, granular
     run = fake_run(config, shape, tracker)
     with run.mode, tracker:
         batch = work.batch.batch()
+        loss = ModelLoss(run.model, chunk_tokens=config.loss_chunk_tokens)
         watched = None if work.eval_batch is None else work.eval_batch.batch()
         resident = measure_run(
             run.method,
             run.model,
-            ModelLoss(run.model, chunk_tokens=config.loss_chunk_tokens),
+            PlannedLoss(loss),
             [batch] * work.micro_batches,
             tracker=tracker,
-            eval_batch=watched,
-            steps=STEPS,
+            evaluate=None if watched is None else lambda: evaluate_batch(loss, watched),
         )
     return Simulation(tracker.places, run.parameters, run.trainable, resident)
 
@@ -70,11 +71,11 @@ def simulate(config: RunConfig, shape: PretrainedConfig, work: Work, *, granular
 def measure_run(
     method: Method,
     model: Any,
-    loss_fn: ModelLoss,
-    micro_batches: Any,
+    loss_fn: LossFn,
+    micro_batches: Sequence[Batch],
     *,
     tracker: LiveBytes,
-    eval_batch: Any = None,
+    evaluate: Callable[[], object] | None = None,
     steps: int = STEPS,
     lr: float = 1e-6,
 ) -> int:
@@ -87,20 +88,25 @@ def measure_run(
     remove = tracker.watch_gradients(parameters)
     try:
         with layer_parts(model, tracker):
-            phased = PhasedLoss(_Distinct(loss_fn), tracker)
+            phased = PhasedLoss(loss_fn, tracker)
             for step in range(steps):
                 method.step(phased, micro_batches, lr=lr, step=step)
             tracker.mark("between")
             resident = tracker.current
-            if eval_batch is not None:
+            if evaluate is not None:
                 with tracker.phase("evaluate"), eval_mode(model), torch.no_grad():
-                    loss_fn(eval_batch) if eval_batch.options is None else loss_fn.option_scores(eval_batch)
+                    evaluate()
         with tracker.phase("save"):
             saved = [tensor.contiguous() for tensor in method.state().tensors.values()]
             del saved
     finally:
         remove()
     return resident
+
+
+def evaluate_batch(loss: ModelLoss, batch: Batch) -> object:
+    """What an evaluation computes from one batch."""
+    return loss(batch) if batch.options is None else loss.option_scores(batch)
 
 
 def label_state(tracker: LiveBytes, model: nn.Module, method: Method) -> None:
@@ -167,18 +173,29 @@ def _leave(tracker: LiveBytes, label: str, *, last: bool) -> Any:
     return hook
 
 
-class _Distinct:
-    """A loss whose fake results differ from call to call, as real ones do.
+class PlannedLoss:
+    """The loss of a fake run. Its results differ from call to call, as real ones do, and its repetitions are cut short.
 
-    Zeroth-order methods leave the weights alone when no probe changes the loss; a plan must see them move.
+    Zeroth-order methods leave the weights alone when no probe changes the loss; a plan must see them move. Calls
+    without gradients beyond `REPEATS` on the same batch need the memory that the earlier ones needed.
     """
+
+    REPEATS = 3
 
     def __init__(self, loss_fn: ModelLoss) -> None:
         self._loss_fn = loss_fn
         self._calls = 0
+        self._known: dict[int, list[LossSums]] = {}
 
-    def __call__(self, batch: Any) -> LossSums:
-        sums = self._loss_fn(batch)
+    def __call__(self, batch: Batch) -> LossSums:
         self._calls += 1
-        sums.per_example.planned_value = 1.0 + 1e-3 * (self._calls % 7)  # type: ignore[attr-defined]
+        known = self._known.setdefault(id(batch), [])
+        if torch.is_grad_enabled() or len(known) < self.REPEATS:
+            sums = self._loss_fn(batch)
+            if not torch.is_grad_enabled():
+                known.append(sums)
+        else:
+            sums = known[-1]
+        hinted: Any = sums.per_example
+        hinted.planned_value = 1.0 + 1e-3 * (self._calls % 7)
         return sums

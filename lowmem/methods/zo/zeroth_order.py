@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lowmem.data.batch import Batch
 from lowmem.errors import CheckpointError
@@ -28,11 +29,16 @@ def weight_scales(parameters: dict[str, nn.Parameter]) -> Scales:
 
     Summed in pieces: a whole embedding in fp64 would be the largest tensor of the run.
     """
-    pieces = [piece for p in parameters.values() for piece in torch.split(p.detach().reshape(-1), TILE)]
+    pieces = [piece for p in parameters.values() for piece in _pieces(p.detach().reshape(-1))]
     squares = math.fsum(values(piece.double().square().sum().reshape(1))[0] for piece in pieces)
     count = sum(p.numel() for p in parameters.values())
     resolution = max(torch.finfo(p.dtype).eps for p in parameters.values())
     return Scales(rms=math.sqrt(squares / count), resolution=resolution)
+
+
+def _pieces(flat: Tensor) -> Sequence[Tensor]:
+    """`flat` in views of `TILE` elements; of a fake tensor one, which needs the memory that each of them does."""
+    return [flat[:TILE]] if isinstance(flat, FakeTensor) else torch.split(flat, TILE)
 
 
 class ZerothOrder:
@@ -78,12 +84,17 @@ class ZerothOrder:
             with self._perturber.at(direction, eps):
                 return _evaluate(loss_fn, micro_batches)
 
-        move = self._algorithm.step(evaluate, lr=lr, step=step)
+        before, move = self._algorithm.numbers(), None
+        try:
+            move = self._algorithm.step(evaluate, lr=lr, step=step)
+        finally:
+            self._perturber.release()
+            if move is None:  # memory ran out: the step may be tried again from the same state
+                self._algorithm.load_numbers(before)
         if move.terms:
             terms = list(move.terms)
             self._perturber.move_(terms, step=step)
             self._log.append(step, terms)
-        self._perturber.release()
         self._skips.record(move.skipped, step=step, why="the probed losses are not finite, or do not change")
         return StepReport(move.loss, {**move.details, "forwards": float(move.forwards)}, skipped=move.skipped)
 

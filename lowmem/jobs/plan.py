@@ -1,0 +1,56 @@
+"""`lowmem plan`: what every way of training would take, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lowmem.config.run import RunConfig
+from lowmem.events import Sink
+from lowmem.models.embedded import cache_folder
+from lowmem.models.source import pick_device
+from lowmem.plan.devices import CPU, CUDA, Device, parse_device
+from lowmem.plan.fit import Plan
+from lowmem.plan.plan import plan_run
+from lowmem.units import parse_bytes
+
+
+def plan(
+    config: RunConfig,
+    *,
+    sink: Sink,
+    budget: str | None = None,
+    device: str | None = None,
+    tokens: int | None = None,
+    use_cache: bool = True,
+) -> Plan:
+    """The table for `config`. The budget is the one given, else the config's, else all memory of the device.
+
+    `device`: `cpu`, `cuda`, `cuda:24GiB`; without one, the device that the config would run on here. Raises
+    `ConfigError` for a device or a size that is none, and what loading the model's config raises.
+    """
+    where = parse_device(device) if device is not None else this_device(config.device)
+    text = budget or config.memory_budget
+    limit = parse_bytes(text) if text else where.total or memory_here(where.costs.kind)
+    return plan_run(config, where, budget=limit, cache=plan_cache() if use_cache else None, sink=sink, tokens=tokens)
+
+
+def plan_cache() -> Path:
+    """Where predictions are kept between calls."""
+    return cache_folder() / "plans"
+
+
+def this_device(name: str) -> Device:
+    """The device that `auto`, `cpu` or `cuda` means here, with its memory."""
+    kind: Literal["cuda", "cpu"] = "cuda" if pick_device(name).type == "cuda" else "cpu"
+    return Device(CUDA if kind == "cuda" else CPU, memory_here(kind))
+
+
+def memory_here(kind: Literal["cuda", "cpu"]) -> int:
+    """All memory of this machine's first GPU, or of the machine."""
+    if kind == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,147 @@
+"""The candidates: every way of training a model, from the best expected quality down, and what each costs in time.
+
+    1  all weights by back-propagation
+    2  LoRA on the base in the run's dtype
+    3  LoRA on an int8 base; all weights by plain SGD
+    4  LoRA on an nf4 base
+    5  zeroth order on all weights
+    6  zeroth order on an adapter over an nf4 base
+
+"LoRA without regret" and the QLoRA paper (arXiv 2305.14314) find tiers 1, 2 and 4 close on small finetuning sets; MeZO
+(arXiv 2305.17333) comes within a few points of 1 on prompted tasks only, after ten to a hundred times as many steps.
+Plain SGD follows LoRA because it needs a tuned rate and still pays for every gradient. Fewer bits lose quality, so a
+base is quantized only where the config allows it; recomputing activations and smaller micro-batches lose nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lowmem.config.method import AutoMethod, LoraMethod, ZoMethod
+from lowmem.config.quantization import NoQuantization
+from lowmem.config.run import RunConfig
+
+RIDGE_TOKENS = 156
+"""Tokens at which a bf16 matmul on an A100 is half bound by reading weights: 312 TFLOP/s over 2.0 TB/s, 1 token = 1
+FLOP per byte of weights."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way of training: `changes` are config keys by section."""
+
+    name: str
+    tier: int
+    changes: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def kind(self) -> str:
+        return str(self.changes["method"]["kind"])
+
+    @property
+    def base(self) -> str:
+        """How the base is stored: none, int8 or nf4."""
+        return str(self.changes["quantization"]["kind"])
+
+    @property
+    def back_propagates(self) -> bool:
+        return self.kind != "zo"
+
+
+def rungs(config: RunConfig) -> tuple[Rung, ...]:
+    """All ways of training `config`'s model, best first; the config's own settings of a method are kept."""
+    method = config.method
+    lora: dict[str, Any] = method.model_dump(mode="json") if isinstance(method, LoraMethod) else {"kind": "lora"}
+    if isinstance(method, AutoMethod):
+        lora["lora_r"] = method.lora_r
+    zo = method.model_dump(mode="json") if isinstance(method, ZoMethod) else {"kind": "zo"}
+    on_adapter = zo | {"train_adapter": zo.get("train_adapter") or lora}
+    whole = zo | {"train_adapter": None}
+    plain, int8 = {"kind": "none"}, {"kind": "int8"}
+    nf4 = config.quantization.model_dump(mode="json") if config.quantization.kind == "nf4" else {"kind": "nf4"}
+    optimizer = config.optimizer.model_dump(mode="json")
+    others = [name for name in ("adamw", "sgd") if name != optimizer["kind"]]
+    prompted = "for prompted tasks; ten to a hundred times as many steps"
+    ladder = [
+        Rung(f"full, {optimizer['kind']}", 1, _keys({"kind": "full"}, plain, optimizer)),
+        *(Rung(f"full, {name}", 3, _keys({"kind": "full"}, plain, {"kind": name})) for name in others),
+        Rung("lora", 2, _keys(lora, plain, optimizer)),
+        Rung("lora on int8", 3, _keys(lora, int8, optimizer)),
+        Rung("lora on nf4", 4, _keys(lora, nf4, optimizer)),
+        Rung("zo", 5, _keys(whole, plain, optimizer), prompted),
+        Rung("zo on lora", 5, _keys(on_adapter, plain, optimizer), prompted),
+        Rung("zo on lora on nf4", 6, _keys(on_adapter, nf4, optimizer), prompted),
+    ]
+    return tuple(sorted(ladder, key=lambda rung: rung.tier))
+
+
+def allowed(config: RunConfig, rung: Rung) -> bool:
+    """Whether `config` permits `rung`: its own method and base, or for `method: auto` what that section lists."""
+    method = config.method
+    if not isinstance(method, AutoMethod):
+        asked = Rung(
+            "", 0, _keys(*(s.model_dump(mode="json") for s in (method, config.quantization, config.optimizer)))
+        )
+        adapter = isinstance(method, ZoMethod) and method.train_adapter is not None
+        same = (rung.kind, rung.base) == (asked.kind, asked.base) and (rung.kind != "zo" or _adapts(rung) == adapter)
+        return same and (rung.kind == "zo" or rung.changes["optimizer"]["kind"] == config.optimizer.kind)
+    if rung.kind not in method.allow or rung.changes["optimizer"]["kind"] != config.optimizer.kind:
+        return False
+    if not isinstance(config.quantization, NoQuantization):
+        return rung.base == config.quantization.kind
+    return rung.base == "none" or rung.base in method.allow_quantization
+
+
+def apply(config: RunConfig, rung: Rung, *, examples: int, checkpointing: bool) -> RunConfig:
+    """`config` trained by `rung` in micro-batches of `examples`, with the same effective batch.
+
+    Keys that belong to another method fall back to their defaults.
+    """
+    effective = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    plain = config.model_dump(mode="json")
+    if plain["method"]["kind"] != rung.kind:
+        plain["learning_rate"] = None
+    if not rung.back_propagates and rung.changes["method"].get("algorithm", "adanaged") != "mezo":
+        plain["learning_rate"] = None
+    plain |= rung.changes | {
+        "auto": [],
+        "per_device_train_batch_size": examples,
+        "gradient_accumulation_steps": -(-effective // examples),
+        "gradient_checkpointing": checkpointing,
+    }
+    return RunConfig.model_validate(plain)
+
+
+def micro_batches(examples: int) -> tuple[int, ...]:
+    """Sizes to try, largest first: halves, as long as they divide."""
+    sizes = [examples]
+    while sizes[-1] % 2 == 0:
+        sizes.append(sizes[-1] // 2)
+    return tuple(sizes if sizes[-1] == 1 else [*sizes, 1])
+
+
+def forwards_per_step(rung: Rung, *, checkpointing: bool) -> float:
+    """Time of a step in forward passes: a backward is two, or one where the base is frozen; recomputing adds one.
+
+    Not counted: dequantizing a base, perturbing weights, the update itself.
+    """
+    if rung.kind == "zo":
+        period = rung.changes["method"].get("probe_period", 10)
+        return 2.0 if rung.changes["method"].get("algorithm") == "mezo" else 2 + 3 / period
+    backward = 2.0 if rung.kind == "full" else 1.0
+    return 1.0 + backward + (1.0 if checkpointing else 0.0)
+
+
+def relative_speed(rung: Rung, *, checkpointing: bool, tokens: int) -> float:
+    """Estimated tokens per second of a step; 1 = full finetuning in large micro-batches without checkpointing."""
+    return 3.0 / forwards_per_step(rung, checkpointing=checkpointing) * tokens / (tokens + RIDGE_TOKENS)
+
+
+def _keys(method: dict[str, Any], quantization: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
+    return {"method": method, "quantization": quantization, "optimizer": optimizer}
+
+
+def _adapts(rung: Rung) -> bool:
+    return rung.changes["method"].get("train_adapter") is not None
