@@ -67,6 +67,16 @@ class TrainBatches:
             batches += grouped_batches(examples, size=self._batch_size, pad_id=self._pad_id)
         return [batch.to(self._device) for batch in batches]
 
+    def halve(self) -> int | None:
+        """From now on micro-batches hold half as many examples, and steps more of them; returns the new size.
+
+        The rows of a step and their order stay the same. None when a micro-batch is down to one example.
+        """
+        if self._batch_size == 1:
+            return None
+        self._batch_size = -(-self._batch_size // 2)
+        return self._batch_size
+
     def example(self, index: int) -> Example:
         """Example `index` of the first dataset."""
         return self._datasets[0][index]

@@ -13,6 +13,7 @@ import torch
 
 from lowmem.config.dataset import Dataset
 from lowmem.config.load import dump_run
+from lowmem.config.method import ZoMethod
 from lowmem.config.run import RunConfig
 from lowmem.data.dataset import EncodedDataset, open_dataset
 from lowmem.data.preview import preview
@@ -32,11 +33,13 @@ from lowmem.models.source import ModelSource, pick_device
 from lowmem.report.html import write_report
 from lowmem.train.checkpoint import CheckpointStore
 from lowmem.train.environment import environment
+from lowmem.train.limits import Halvings, StepLimit
 from lowmem.train.loop import LoopResult, LoopSettings, Metrics, Progress, restore, run_loop
 from lowmem.train.measured import MeasuredFirstStep
 from lowmem.train.meter import MemoryMeter
 from lowmem.train.record import MetricsFile, read_metrics, track, trackers
 from lowmem.train.schedule import Schedule, warmup_steps
+from lowmem.units import parse_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -146,7 +149,8 @@ class _Job:
             self._loaded.model,
             vocabulary=self._loaded.model.config.vocab_size,
         )
-        set_gradient_checkpointing(self._loaded.model, config.gradient_checkpointing)
+        self._recomputing = config.gradient_checkpointing
+        set_gradient_checkpointing(self._loaded.model, self._recomputing)
         self._loss = ModelLoss(self._loaded.model, chunk_tokens=config.loss_chunk_tokens)
         self._meter = MemoryMeter(self._device)
         self._check()
@@ -185,6 +189,7 @@ class _Job:
             store=store,
             evaluate=self._evaluate,
             meter=self._meter,
+            limit=self._limit(),
             sink=self._sink,
             progress=progress,
         )
@@ -200,6 +205,25 @@ class _Job:
         self._loaded.tokenizer.save_pretrained(str(fresh))
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
+
+    def _limit(self) -> StepLimit:
+        """The budget, and what may be given up for it: smaller micro-batches, then stored activations."""
+        budget = self._config.memory_budget
+        return StepLimit(
+            self._loaded.model,
+            self.method,
+            budget=None if budget is None else parse_bytes(budget),
+            device=self._device,
+            concessions=[Halvings(self._batches.halve), self._recompute],
+        )
+
+    def _recompute(self) -> str | None:
+        """A concession: activations are recomputed in the backward pass; nothing to give where there is none."""
+        if self._recomputing or isinstance(self._config.method, ZoMethod):
+            return None
+        self._recomputing = True
+        set_gradient_checkpointing(self._loaded.model, True)
+        return "gradient_checkpointing: true"
 
     def _check(self) -> None:
         """Everything that can be refused before step 0."""

@@ -62,13 +62,15 @@ class FirstOrder:
         return dict(self._parameters)
 
     def step(self, loss_fn: LossFn, micro_batches: Sequence[Batch], *, lr: float, step: int) -> StepReport:
-        loss = self._accumulate(loss_fn, micro_batches, step)
-        norm = self._gradient_norm()
-        skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        if not skipped:
-            self._update(lr, norm, step)
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        try:
+            loss = self._accumulate(loss_fn, micro_batches, step)
+            norm = self._gradient_norm()
+            skipped = not (math.isfinite(loss) and math.isfinite(norm))
+            if not skipped:
+                self._update(lr, norm, step)
+        finally:  # also when memory ran out: the step may be tried again
+            for parameter in self._parameters.values():
+                parameter.grad = None
         self._skips.record(skipped, step=step, why="the loss or the gradient is not finite")
         return StepReport(loss, {"grad_norm": norm}, skipped=skipped)
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lowmem.data.batch import Batch
-from lowmem.errors import CheckpointError, ConfigError, Interrupted
+from lowmem.errors import CheckpointError, ConfigError, Interrupted, OutOfMemoryError
 from lowmem.events import CheckpointSaved, EvalDone, Notice, RunFinished, Sink, StepDone
-from lowmem.methods.base import Method
+from lowmem.methods.base import Method, StepReport
 from lowmem.models.loss import LossFn
 from lowmem.train.checkpoint import Checkpoint, CheckpointStore
+from lowmem.train.limits import MEMORY_ERRORS, MemoryLimit
 from lowmem.train.meter import MemoryMeter
 from lowmem.train.schedule import Schedule
 
@@ -64,6 +65,7 @@ class Progress:
     best_value: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    concessions: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,18 @@ def run_loop(
     store: CheckpointStore,
     evaluate: Callable[[], dict[str, Metrics]],
     meter: MemoryMeter,
+    limit: MemoryLimit,
     sink: Sink,
     progress: Progress,
 ) -> LoopResult:
     """Trains from `progress.step` to the end of the schedule.
 
     `evaluate` returns metrics by dataset, the first being the one that decides best checkpoint and early stopping.
-    Raises `Interrupted` after SIGINT or SIGTERM, once a full checkpoint is on disk.
+    Raises `Interrupted` after SIGINT or SIGTERM, once a full checkpoint is on disk, and `OutOfMemoryError` when a step
+    does not fit after everything that `limit` can concede.
     """
+    for _ in range(progress.concessions):
+        limit.concede()
     started, total = time.monotonic(), settings.schedule.total
     judged: tuple[int, dict[str, Metrics]] | None = None
     if progress.step == 0:
@@ -104,9 +110,8 @@ def run_loop(
     with _stop_signals() as stop:
         while progress.step < total and reason == "completed":
             # Step: one effective batch, one update.
-            micro_batches = batches.micro_batches(progress.step)
             lr = settings.schedule.rate(progress.step)
-            report = method.step(loss_fn, micro_batches, lr=lr, step=progress.step)
+            report, micro_batches = _step(method, loss_fn, batches, lr, limit, progress, sink)
             progress.step += 1
             progress.tokens += sum(batch.tokens for batch in micro_batches)
             last = progress.step == total
@@ -163,6 +168,33 @@ def run_loop(
         judged = progress.step, _evaluate(evaluate, progress, settings, sink, split="after")
     sink(RunFinished(progress.step, reason, time.monotonic() - started, meter.peak()))
     return LoopResult(judged[1], progress.step, reason, meter.peak())
+
+
+def _step(
+    method: Method,
+    loss_fn: LossFn,
+    batches: Batches,
+    lr: float,
+    limit: MemoryLimit,
+    progress: Progress,
+    sink: Sink,
+) -> tuple[StepReport, Sequence[Batch]]:
+    """One update of the weights; when memory runs out, the same step again after the next concession."""
+    while True:
+        micro_batches = batches.micro_batches(progress.step)
+        try:
+            with limit.guard():
+                return method.step(loss_fn, micro_batches, lr=lr, step=progress.step), micro_batches
+        except MEMORY_ERRORS as error:
+            reason = str(error)
+        given = limit.concede()
+        if given is None:
+            raise OutOfMemoryError(
+                f"step {progress.step + 1}: {reason}; nothing lossless is left to give up. Lower max_length or "
+                "loss_chunk_tokens, choose a lighter method (`lowmem plan` lists them), or raise memory_budget"
+            )
+        progress.concessions += 1
+        sink(Notice(f"step {progress.step + 1}: {reason}; going on with {given}"))
 
 
 def restore(method: Method, checkpoint: Checkpoint) -> Progress:

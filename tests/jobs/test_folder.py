@@ -23,7 +23,9 @@ def test_a_new_folder_holds_the_resolved_config(tmp_path: Path) -> None:
 def test_a_used_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     folder = open_run_folder(config(tmp_path / "run"), resume=False, overwrite=False)
     before = (folder / "config.yaml").read_text()
-    with pytest.raises(ConfigError, match=r"is not empty; continue that run with --resume, replace it with --overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"is not empty; continue that run with --resume, replace it with --overwrite"
+    ):
         open_run_folder(config(folder, seed=7), resume=False, overwrite=False)
     assert (folder / "config.yaml").read_text() == before
 
@@ -36,7 +38,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "chapter.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is not a run folder .* nothing in it is deleted"):
+    with pytest.raises(ConfigError, match=r"is not a run folder .* nothing in it is deleted"):
         open_run_folder(config(precious), resume=False, overwrite=True)
     assert (precious / "chapter.tex").exists()
 

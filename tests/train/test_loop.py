@@ -18,6 +18,7 @@ from lowmem.methods.build import build_method
 from lowmem.models.loss import ModelLoss
 from lowmem.models.modes import eval_mode
 from lowmem.train.checkpoint import CheckpointStore
+from lowmem.train.limits import StepLimit
 from lowmem.train.loop import LoopResult, LoopSettings, Progress, restore, run_loop
 from lowmem.train.meter import MemoryMeter
 from lowmem.train.schedule import Schedule
@@ -71,6 +72,7 @@ class Run:
             store=self.store,
             evaluate=self.evaluate,
             meter=MemoryMeter(torch.device("cpu")),
+            limit=StepLimit(self.model, self.method, budget=None, device=torch.device("cpu"), concessions=[]),
             sink=self.sink,
             progress=progress or Progress(),
         )

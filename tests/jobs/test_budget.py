@@ -1,0 +1,112 @@
+"""A run whose activations are larger than planned: a hook holds memory in proportion to the micro-batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowmem.config.load import load_run
+from lowmem.errors import OutOfMemoryError
+from lowmem.events import Event, Notice, StepDone
+from lowmem.jobs import train as job
+from lowmem.train.limits import HALVINGS
+from tests.jobs.test_train import write_config
+from tests.models.tiny import save_tiny
+
+HELD_PER_ROW = 2**20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def hungry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every forward of the head's input layer holds 1 MiB per row until the next forward."""
+    load = job.load_model
+
+    def load_hungry(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        held: list[torch.Tensor] = []
+
+        def hold(module: Any, args: Any, output: torch.Tensor) -> None:
+            held[:] = [torch.empty(output.shape[0] * HELD_PER_ROW, dtype=torch.uint8)]
+
+        loaded.model.get_input_embeddings().register_forward_hook(hold)
+        return loaded
+
+    monkeypatch.setattr(job, "load_model", load_hungry)
+
+
+def run(folder: Path, model: Path, **changes: Any) -> tuple[list[float], list[str]]:
+    """Losses by step and notices."""
+    folder.mkdir()
+    events: list[Event] = []
+    settings = {
+        "max_steps": 6,
+        "save_steps": None,
+        "eval_steps": None,
+        "gradient_accumulation_steps": 1,
+        "eval_dataset": [],
+    }
+    path = write_config(folder, model, **(settings | changes))
+    job.train(load_run(path).config, sink=events.append)
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
+    return losses, [event.message for event in events if isinstance(event, Notice)]
+
+
+@pytest.mark.parametrize("method", [{"kind": "lora", "lora_r": 4}, {"kind": "zo"}])
+def test_the_micro_batch_is_halved_and_the_loss_curve_stays(
+    tmp_path: Path, model: Path, hungry: None, method: dict[str, Any]
+) -> None:
+    base: dict[str, Any] = {"method": method}
+    tight, notices = run(
+        tmp_path / "tight", model, per_device_train_batch_size=4, memory_budget=str(4 * HELD_PER_ROW - 1), **base
+    )
+    small, _ = run(
+        tmp_path / "small", model, per_device_train_batch_size=2, **base | {"gradient_accumulation_steps": 2}
+    )
+    assert any("micro-batches of at most 2" in notice for notice in notices)
+    assert tight == pytest.approx(small, rel=1e-5)
+
+
+def test_checkpointing_comes_after_the_halvings_and_then_the_bill(tmp_path: Path, model: Path, hungry: None) -> None:
+    with pytest.raises(
+        OutOfMemoryError, match=r"step 1: live tensors need .* of a budget of .*nothing lossless is left"
+    ):
+        run(tmp_path / "run", model, per_device_train_batch_size=8, memory_budget="10KiB")
+    records = (tmp_path / "run" / "run" / "metrics.jsonl").read_text()
+    assert records.count("micro-batches of at most") == HALVINGS
+    assert "going on with gradient_checkpointing: true" in records
+
+
+def test_a_run_that_conceded_resumes_with_its_concessions(tmp_path: Path, model: Path, hungry: None) -> None:
+    tight: dict[str, Any] = {"memory_budget": str(4 * HELD_PER_ROW - 1), "per_device_train_batch_size": 4}
+    whole, _ = run(tmp_path / "whole", model, save_steps=3, **tight)
+    settings = {
+        "save_steps": 3,
+        "max_steps": 6,
+        "eval_steps": None,
+        "gradient_accumulation_steps": 1,
+        "eval_dataset": [],
+    }
+    (tmp_path / "part").mkdir()
+    path = write_config(tmp_path / "part", model, **settings, **tight)
+
+    class Killed(BaseException):
+        """Stands for a crash."""
+
+    def kill(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        job.train(load_run(path).config, sink=kill)
+    rest: list[Event] = []
+    job.train(load_run(path).config, sink=rest.append, resume=True)
+    assert [event.loss for event in rest if isinstance(event, StepDone)] == whole[3:]
+    assert not any("micro-batches" in event.message for event in rest if isinstance(event, Notice))
