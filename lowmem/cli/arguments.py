@@ -1,15 +1,20 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options that several verbs share.
+
+The schema is imported inside functions: building it takes longer than `lowmem --help` may.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
-from lowmem.config.run import GenerationConfig
 from lowmem.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lowmem.config.load import LoadedRun
+    from lowmem.config.run import GenerationConfig
 
 Target = Annotated[
     str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder, a hub id or an embedded model.")
@@ -40,8 +45,20 @@ def split_config(first: str, rest: list[str] | None) -> tuple[str | None, list[s
     return first, others
 
 
+def load_config(name: str | None, changes: list[str]) -> LoadedRun:
+    """The config of a file or preset under the changes; of the changes alone when `name` is None."""
+    from lowmem.config.load import load_run
+    from lowmem.config.presets import find_config
+
+    return load_run(None if name is None else find_config(name), changes)
+
+
 def generation(base: GenerationConfig, **given: object) -> GenerationConfig:
     """`base` with what was given on the command line. Raises `ConfigError` naming the option."""
+    from pydantic import ValidationError
+
+    from lowmem.config.run import GenerationConfig
+
     changes = {key: value for key, value in given.items() if value is not None and value != []}
     try:
         return GenerationConfig.model_validate({**base.model_dump(), **changes})

@@ -11,8 +11,6 @@ import typer
 
 from lowmem.cli import render
 from lowmem.cli.arguments import AsJson, Device, Overrides, Target, check_device
-from lowmem.config.load import load_run
-from lowmem.data.procedural import families
 
 if TYPE_CHECKING:
     from lowmem.config.run import RunConfig
@@ -79,6 +77,8 @@ def dataset_keys(name: str, keys: dict[str, str]) -> dict[str, object]:
 
     A procedural family gets problems that no training with the default seed has seen.
     """
+    from lowmem.data.procedural import families
+
     if name in families() and not os.path.exists(name) and not keys:
         return {"format": "procedural", "family": name, "size": 200, "data_seed": 1}
     return {"path": name, **keys}
@@ -86,6 +86,8 @@ def dataset_keys(name: str, keys: dict[str, str]) -> dict[str, object]:
 
 def _config(target: str, changes: list[str]) -> RunConfig:
     """The run's own config, or the defaults for a model that is no run, under the changes."""
+    from lowmem.config.load import load_run
+
     file = Path(target) / RUN_CONFIG
     if file.is_file():
         return load_run(file, changes).config

@@ -8,15 +8,17 @@ from typing import Annotated
 import typer
 
 from lowmem.cli import render
-from lowmem.jobs.init import DATASET, METHODS, MODEL, init_yaml
+
+METHODS = ("lora", "qlora", "full", "adanaged", "mezo")
+"""Those of `lowmem.jobs.init`, written again because importing it takes longer than `lowmem --help` may."""
 
 
 def init(
-    method: Annotated[str, typer.Option(metavar="|".join(METHODS), help="How to train.")] = METHODS[0],
-    model: Annotated[str, typer.Option(help="A hub id, a model folder or an embedded model.")] = MODEL,
+    method: Annotated[str, typer.Option(metavar="|".join(METHODS), help="How to train.")] = "lora",
+    model: Annotated[str, typer.Option(help="A hub id, a model folder or an embedded model.")] = "tiny-reasoner",
     dataset: Annotated[
         str, typer.Option(help="A file, a folder, a hub id, or the name of a procedural family.")
-    ] = DATASET,
+    ] = "sub",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this new file instead of stdout.")
     ] = None,
@@ -25,6 +27,8 @@ def init(
 
     Example: lowmem init --method mezo --model facebook/opt-1.3b --dataset train.jsonl > run.yaml
     """
+    from lowmem.jobs.init import init_yaml
+
     text = init_yaml(method=method, model=model, dataset=dataset)
     if output is None:
         render.result(text)

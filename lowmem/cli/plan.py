@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowmem.cli import render
-from lowmem.cli.arguments import AsJson, Overrides, split_config
-from lowmem.config.load import LoadedRun, load_run
-from lowmem.config.presets import find_config
+from lowmem.cli.arguments import AsJson, Overrides, load_config, split_config
 from lowmem.errors import ConfigError
 from lowmem.events import Notice
 from lowmem.units import format_bytes
 
 if TYPE_CHECKING:
+    from lowmem.config.load import LoadedRun
     from lowmem.plan.fit import Plan
 
 ANY_DATA = ("dataset=data.jsonl", "method=auto")
@@ -73,11 +72,11 @@ def _load(config: str | None, overrides: list[str] | None, model: str | None) ->
         raise typer.BadParameter("give a CONFIG, or a model with --model")
     if model is None:
         name, changes = split_config(str(config), overrides)
-        return load_run(None if name is None else find_config(name), changes)
+        return load_config(name, changes)
     name, changes = (None, []) if config is None else split_config(config, overrides)
     if name is not None:
-        return load_run(find_config(name), [*changes, f"model={model}"])
-    return load_run(None, [*ANY_DATA, *changes, f"model={model}"])
+        return load_config(name, [*changes, f"model={model}"])
+    return load_config(None, [*ANY_DATA, *changes, f"model={model}"])
 
 
 def _show(plan: Plan) -> None:

@@ -33,7 +33,7 @@ BAR_WIDTH = 120
 
 
 class Pace:
-    """Time that is left, from the steps done since the run was started or resumed."""
+    """Time that is left, from the steps since the run was started or resumed, evaluations not counted."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -43,6 +43,9 @@ class Pace:
 
     def start(self, event: RunStarted) -> None:
         self._since, self._first, self.total = self._clock(), event.start_step, event.total_steps
+
+    def pause(self, event: EvalDone) -> None:
+        self._since += event.seconds
 
     def left(self, step: int) -> str:
         done = step - self._first
@@ -97,6 +100,8 @@ class PlainProgress:
         if isinstance(event, RunStarted):
             self._pace.start(event)
             self._shown_step = 0
+        elif isinstance(event, EvalDone):
+            self._pace.pause(event)
         text = line_text(event)
         if isinstance(event, StepDone) and self._is_due(event.step):
             self._shown_step, self._shown_at = event.step, self._clock()
@@ -143,7 +148,9 @@ class LiveProgress:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._task = self._progress.add_task("", total=event.total_steps, completed=event.start_step)
-        if isinstance(event, StepDone) and self._task is not None:
+        elif isinstance(event, EvalDone):
+            self._pace.pause(event)
+        elif isinstance(event, StepDone) and self._task is not None:
             text = escape(step_text(event, self._pace))
             self._progress.update(self._task, completed=event.step, description=text)
         text = line_text(event) or ""

@@ -10,9 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from lowmem.cli import render
-from lowmem.cli.arguments import AsJson, Overrides, split_config
-from lowmem.config.load import load_run
-from lowmem.config.presets import find_config
+from lowmem.cli.arguments import AsJson, Overrides, load_config, split_config
 from lowmem.events import Notice, Sink
 from lowmem.units import format_bytes, format_seconds
 
@@ -72,7 +70,7 @@ def train(
     name, changes = split_config(config, overrides)
     if resume is not None and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite deletes it; give one of them")
-    loaded = load_run(None if name is None else find_config(name), changes)
+    loaded = load_config(name, changes)
     with render.progress() as sink:
         for notice in loaded.notices:
             sink(Notice(notice))

@@ -44,7 +44,7 @@ def test_help_needs_no_torch_and_half_a_second() -> None:
         "from lowmem.cli.app import app\n"
         "try: app(['--help'], prog_name='lowmem')\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'matplotlib', 'pydantic'} & set(sys.modules)\n"
         "sys.stderr.write(f'{time.process_time() - start} {heavy}')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -86,7 +86,7 @@ def test_a_domain_error_is_a_message_and_its_exit_code(
     def fail(**_: object) -> str:
         raise error
 
-    monkeypatch.setattr("lowmem.cli.init.init_yaml", fail)
+    monkeypatch.setattr("lowmem.jobs.init.init_yaml", fail)
     result = run("init")
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", "error: text\n")
 
@@ -95,7 +95,7 @@ def test_brackets_in_an_error_are_shown_as_they_are(run: Callable[..., Any], mon
     def fail(**_: object) -> str:
         raise ConfigError("run [red]path[/] :smile: [0]")
 
-    monkeypatch.setattr("lowmem.cli.init.init_yaml", fail)
+    monkeypatch.setattr("lowmem.jobs.init.init_yaml", fail)
     assert run("init").stderr == "error: run [red]path[/] :smile: [0]\n"
 
 
@@ -103,7 +103,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(run: Callable[..., Any], monkeypa
     def interrupt(**_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lowmem.cli.init.init_yaml", interrupt)
+    monkeypatch.setattr("lowmem.jobs.init.init_yaml", interrupt)
     result = run("init")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")
 
@@ -112,7 +112,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(**_: object) -> str:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("lowmem.cli.init.init_yaml", bug)
+    monkeypatch.setattr("lowmem.jobs.init.init_yaml", bug)
     assert isinstance(CliRunner().invoke(app, ["init"]).exception, ZeroDivisionError)
 
 

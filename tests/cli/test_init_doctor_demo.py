@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from lowmem.cli.init import METHODS
 from lowmem.config.load import load_run
 from lowmem.events import Notice, Sink
+from lowmem.jobs import init as jobs_init
 from lowmem.jobs.doctor import DoctorReport, Embedded, Missing, Package
 from lowmem.jobs.train import TrainReport
 
@@ -18,6 +20,11 @@ def test_init_prints_a_config_that_loads(run: Callable[..., Any], tmp_path: Path
     (tmp_path / "run.yaml").write_text(result.stdout)
     config = load_run(tmp_path / "run.yaml").config
     assert (config.model, config.method.kind) == ("m", "zo")
+
+
+def test_the_defaults_and_methods_of_the_verb_are_those_of_the_job(run: Callable[..., Any]) -> None:
+    assert METHODS == jobs_init.METHODS
+    assert run("init").stdout == jobs_init.init_yaml()
 
 
 def test_init_writes_a_new_file_and_never_over_an_old_one(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def test_the_time_left_counts_from_the_resumed_step() -> None:
     assert pace.left(100) == "0s"
 
 
+def test_evaluations_do_not_count_as_time_of_steps() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.start(start(100))
+    clock.now = 70.0
+    pace.pause(EvalDone(0, "before", {"loss": 1.0}, 60.0))
+    assert pace.left(10) == "1m 30s"
+
+
 def test_a_log_gets_about_fifty_step_lines_with_the_first_and_the_last() -> None:
     stream = io.StringIO()
     sink = PlainProgress(stream, clock=Clock())
