@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from lowmem.events import EvalDone, Event, Notice, RunFinished, RunStarted, Sink
 from lowmem.generate.generate import Prompt, generate_batch
 from lowmem.jobs.evaluate import name_apart
 from lowmem.jobs.folder import check_disk, open_run_folder, write_atomically
+from lowmem.jobs.memory import compare, predict_step, resolve, tensor_budget
 from lowmem.methods.build import build_method
 from lowmem.models.checkpointing import set_gradient_checkpointing
 from lowmem.models.load import LoadedModel, load_config, load_model, load_tokenizer, pad_id
@@ -39,7 +41,6 @@ from lowmem.train.measured import MeasuredFirstStep
 from lowmem.train.meter import MemoryMeter
 from lowmem.train.record import MetricsFile, read_metrics, track, trackers
 from lowmem.train.schedule import Schedule, warmup_steps
-from lowmem.units import parse_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,10 @@ def train(config: RunConfig, *, sink: Sink, resume: bool | Path = False, overwri
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    config, plan = resolve(config, sink)
     folder = open_run_folder(config, resume=bool(resume), overwrite=overwrite)
+    if plan is not None:
+        write_atomically(folder / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1))
     write_atomically(folder / "env.json", json.dumps(environment(), indent=1))
     store = CheckpointStore(folder / "checkpoints", keep=config.save_total_limit)
     start = (resume if isinstance(resume, Path) else store.latest()) if resume else None
@@ -117,6 +121,7 @@ def train(config: RunConfig, *, sink: Sink, resume: bool | Path = False, overwri
 
 def dry_run(config: RunConfig, *, sink: Sink) -> DryRun:
     """What would be trained, without loading the model's weights."""
+    config, _ = resolve(config, sink)
     source = ModelSource.from_config(config)
     tokenizer = load_tokenizer(source)
     kind = load_config(source).model_type
@@ -157,7 +162,7 @@ class _Job:
         self._advise()
 
     def run(self, store: CheckpointStore, progress: Progress, *, resumed_from: str | None) -> LoopResult:
-        config, total = self._config, _total_steps(self._config, self._batches)
+        config, total, start = self._config, _total_steps(self._config, self._batches), progress.step
         parameters = list(self._loaded.model.parameters())
         self._sink(
             RunStarted(
@@ -193,8 +198,10 @@ class _Job:
             sink=self._sink,
             progress=progress,
         )
-        measured = {phase: {"predicted": None, "measured": nbytes} for phase, nbytes in self.method.peaks.items()}
-        write_atomically(self._folder / "memory.json", json.dumps(measured, indent=1))
+        if self.method.peaks:
+            predicted = predict_step(config, self._batches.micro_batches(start))
+            record = compare(self.method.peaks, predicted)
+            write_atomically(self._folder / "memory.json", json.dumps(record, indent=1))
         return result
 
     def export(self) -> None:
@@ -208,11 +215,10 @@ class _Job:
 
     def _limit(self) -> StepLimit:
         """The budget, and what may be given up for it: smaller micro-batches, then stored activations."""
-        budget = self._config.memory_budget
         return StepLimit(
             self._loaded.model,
             self.method,
-            budget=None if budget is None else parse_bytes(budget),
+            budget=tensor_budget(self._config),
             device=self._device,
             concessions=[Halvings(self._batches.halve), self._recompute],
         )

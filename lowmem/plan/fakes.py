@@ -44,6 +44,8 @@ class BatchShape:
     """K of a classification task whose options are one token each: the head then sees one position per row."""
     packed: bool = False
     """Packed rows bring positions instead of a padding mask."""
+    trained: int | None = None
+    """Labelled tokens of the whole batch; None = every token that has one before it."""
 
     def batch(self) -> Batch:
         """Such a batch; the first row ends one token early, so that a padding mask is a real one."""
@@ -57,7 +59,8 @@ class BatchShape:
         if self.options is not None:
             choice = torch.arange(self.options).expand(rows, self.options)
             options = Options(where, torch.zeros_like(where), torch.zeros_like(where), self.options, token_ids=choice)
-        positions = (where.repeat_interleave(length - 1), torch.arange(length - 1).repeat(rows))
+        positions: tuple[Tensor, ...] = (where.repeat_interleave(length - 1), torch.arange(length - 1).repeat(rows))
+        positions = tuple(index[: self.trained] for index in positions)
         restart = torch.arange(length).expand(rows, length) if self.packed else None
         return Batch(ids, mask, ids, position_ids=restart, options=options, positions=positions)
 

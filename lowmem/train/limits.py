@@ -125,8 +125,7 @@ class Halvings:
 
     def __call__(self) -> str | None:
         size = self._halve() if self._left else None
-        self._left -= 1
         if size is None:
-            self._left = 0
             return None
+        self._left -= 1
         return f"micro-batches of at most {size}, more of them per step; the effective batch stays the same"

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lowmem.config.load import load_run
-from lowmem.errors import OutOfMemoryError
+from lowmem.errors import BudgetError, OutOfMemoryError
 from lowmem.events import Event, Notice, StepDone
 from lowmem.jobs import train as job
-from lowmem.train.limits import HALVINGS
+from lowmem.jobs.plan import this_device
+from lowmem.train.limits import HALVINGS, Halvings
 from tests.jobs.test_train import write_config
 from tests.models.tiny import save_tiny
 
@@ -42,6 +43,11 @@ def hungry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "load_model", load_hungry)
 
 
+def budget(tensors: int) -> str:
+    """A budget that leaves `tensors` bytes besides the process itself."""
+    return str(this_device("cpu").bill(tensors))
+
+
 def run(folder: Path, model: Path, **changes: Any) -> tuple[list[float], list[str]]:
     """Losses by step and notices."""
     folder.mkdir()
@@ -52,6 +58,7 @@ def run(folder: Path, model: Path, **changes: Any) -> tuple[list[float], list[st
         "eval_steps": None,
         "gradient_accumulation_steps": 1,
         "eval_dataset": [],
+        "max_length": 32,
     }
     path = write_config(folder, model, **(settings | changes))
     job.train(load_run(path).config, sink=events.append)
@@ -65,7 +72,7 @@ def test_the_micro_batch_is_halved_and_the_loss_curve_stays(
 ) -> None:
     base: dict[str, Any] = {"method": method}
     tight, notices = run(
-        tmp_path / "tight", model, per_device_train_batch_size=4, memory_budget=str(4 * HELD_PER_ROW - 1), **base
+        tmp_path / "tight", model, per_device_train_batch_size=4, memory_budget=budget(4 * HELD_PER_ROW - 1), **base
     )
     small, _ = run(
         tmp_path / "small", model, per_device_train_batch_size=2, **base | {"gradient_accumulation_steps": 2}
@@ -75,17 +82,31 @@ def test_the_micro_batch_is_halved_and_the_loss_curve_stays(
 
 
 def test_checkpointing_comes_after_the_halvings_and_then_the_bill(tmp_path: Path, model: Path, hungry: None) -> None:
+    enough_by_plan = HELD_PER_ROW // 2  # the plan knows nothing of what the hook holds for even one row
     with pytest.raises(
         OutOfMemoryError, match=r"step 1: live tensors need .* of a budget of .*nothing lossless is left"
     ):
-        run(tmp_path / "run", model, per_device_train_batch_size=8, memory_budget="10KiB")
+        run(tmp_path / "run", model, per_device_train_batch_size=8, memory_budget=budget(enough_by_plan))
     records = (tmp_path / "run" / "run" / "metrics.jsonl").read_text()
-    assert records.count("micro-batches of at most") == HALVINGS
-    assert "going on with gradient_checkpointing: true" in records
+    assert 0 < records.index("going on with micro-batches of at most 1") < records.index("gradient_checkpointing: true")
+
+
+def test_a_micro_batch_is_halved_at_most_three_times() -> None:
+    sizes = iter([32, 16, 8, 4, 2])
+    halvings = Halvings(lambda: next(sizes))
+    said = [halvings() for _ in range(5)]
+    assert [text.split(",")[0] for text in said if text] == [f"micro-batches of at most {n}" for n in (32, 16, 8)]
+    assert said[HALVINGS:] == [None, None]
+
+
+def test_a_budget_that_nothing_fits_is_refused_with_the_bill_before_loading(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(BudgetError, match="nothing that the config allows fits"):
+        run(tmp_path / "run", model, memory_budget="10MiB")
+    assert not (tmp_path / "run" / "run").exists()
 
 
 def test_a_run_that_conceded_resumes_with_its_concessions(tmp_path: Path, model: Path, hungry: None) -> None:
-    tight: dict[str, Any] = {"memory_budget": str(4 * HELD_PER_ROW - 1), "per_device_train_batch_size": 4}
+    tight: dict[str, Any] = {"memory_budget": budget(4 * HELD_PER_ROW - 1), "per_device_train_batch_size": 4}
     whole, _ = run(tmp_path / "whole", model, save_steps=3, **tight)
     settings = {
         "save_steps": 3,
@@ -93,6 +114,7 @@ def test_a_run_that_conceded_resumes_with_its_concessions(tmp_path: Path, model:
         "eval_steps": None,
         "gradient_accumulation_steps": 1,
         "eval_dataset": [],
+        "max_length": 32,
     }
     (tmp_path / "part").mkdir()
     path = write_config(tmp_path / "part", model, **settings, **tight)
