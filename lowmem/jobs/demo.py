@@ -14,5 +14,5 @@ PRESET = "tiny-demo"
 
 def demo(output_dir: Path, *, overwrite: bool, sink: Sink) -> TrainReport:
     """The embedded reasoner is taught a task it has never seen; the run folder with its report is `output_dir`."""
-    loaded = load_run(preset_path(PRESET), [f"output_dir={output_dir}"])
-    return train(loaded.config, sink=sink, overwrite=overwrite)
+    config = load_run(preset_path(PRESET)).config.model_copy(update={"output_dir": str(output_dir)})
+    return train(config, sink=sink, overwrite=overwrite)

@@ -9,6 +9,8 @@ from pathlib import Path
 from lowmem.config.load import dump_run, load_run
 from lowmem.config.run import RunConfig
 from lowmem.errors import CheckpointError, ConfigError
+from lowmem.events import StepDone
+from lowmem.train.record import read_metrics
 from lowmem.units import format_bytes
 
 CONFIG_FILE = "config.yaml"
@@ -44,7 +46,7 @@ def open_run_folder(config: RunConfig, *, resume: bool, overwrite: bool) -> Path
         if not is_run:
             raise ConfigError(f"--resume: {folder} holds no run (no {CONFIG_FILE}); start it without --resume")
         _check_same_run(folder, config)
-    elif used and not overwrite:
+    elif used and not overwrite and not (is_run and _never_stepped(folder)):
         raise ConfigError(
             f"output_dir: {folder} is not empty; continue that run with --resume, replace it with --overwrite, "
             "or choose another output_dir"
@@ -80,6 +82,13 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _never_stepped(folder: Path) -> bool:
+    """Whether the run in `folder` failed before its first step, so that nothing would be lost with it."""
+    if any((folder / name).exists() for name in ("checkpoints", "model")):
+        return False
+    return all(record["event"] != StepDone.__name__ for record in read_metrics(folder / "metrics.jsonl"))
 
 
 def _check_same_run(folder: Path, config: RunConfig) -> None:

@@ -9,6 +9,8 @@ from lowmem.errors import CheckpointError, ConfigError
 from lowmem.jobs.folder import check_disk, open_run_folder
 from tests.tiny import run_config
 
+STEP = '{"event": "StepDone", "step": 1}\n'
+
 
 def config(folder: Path, **changes: Any) -> Any:
     return run_config(output_dir=str(folder), **changes)
@@ -22,6 +24,7 @@ def test_a_new_folder_holds_the_resolved_config(tmp_path: Path) -> None:
 
 def test_a_used_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     folder = open_run_folder(config(tmp_path / "run"), resume=False, overwrite=False)
+    (folder / "metrics.jsonl").write_text(STEP)
     before = (folder / "config.yaml").read_text()
     with pytest.raises(
         ConfigError, match=r"is not empty; continue that run with --resume, replace it with --overwrite"
@@ -32,7 +35,7 @@ def test_a_used_folder_is_refused_and_untouched(tmp_path: Path) -> None:
 
 def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     folder = open_run_folder(config(tmp_path / "run"), resume=False, overwrite=False)
-    (folder / "metrics.jsonl").write_text("old")
+    (folder / "metrics.jsonl").write_text(STEP)
     open_run_folder(config(folder), resume=False, overwrite=True)
     assert not (folder / "metrics.jsonl").exists()
     precious = tmp_path / "thesis"
@@ -41,6 +44,16 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not a run folder .* nothing in it is deleted"):
         open_run_folder(config(precious), resume=False, overwrite=True)
     assert (precious / "chapter.tex").exists()
+
+
+def test_a_run_that_failed_before_its_first_step_does_not_block_the_next_try(tmp_path: Path) -> None:
+    folder = open_run_folder(config(tmp_path / "run"), resume=False, overwrite=False)
+    (folder / "metrics.jsonl").write_text('{"event": "Notice", "message": "loading"}\n')
+    open_run_folder(config(folder, seed=7), resume=False, overwrite=False)
+    assert "seed: 7" in (folder / "config.yaml").read_text()
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="is not empty"):
+        open_run_folder(config(folder, seed=8), resume=False, overwrite=False)
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
