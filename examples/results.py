@@ -22,6 +22,8 @@ from lowmem.units import format_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGE = ROOT / "docs" / "results.md"
 HEADER = """# Results
 
@@ -32,12 +34,23 @@ times are ratios or belong to the machine named beside them.
 
 
 def write_result(
-    name: str, *, title: str, command: str, keys: dict[str, Any], tables: Sequence[dict[str, Any]] = (), notes: str = ""
+    name: str,
+    *,
+    title: str,
+    headline: str,
+    command: str,
+    keys: dict[str, Any],
+    tables: Sequence[dict[str, Any]] = (),
+    notes: str = "",
 ) -> Path:
-    """`docs/results/NAME.json` holds this measurement. A table: {"title", "columns": [...], "rows": [[...], ...]}."""
+    """`docs/results/NAME.json` holds this measurement. A table: {"title", "columns": [...], "rows": [[...], ...]}.
+
+    `headline` is the sentence that the README shows.
+    """
     content = {
         "name": name,
         "title": title,
+        "headline": headline,
         "command": command,
         "commit": _commit(),
         "environment": environment(),
@@ -70,8 +83,26 @@ def run_result(folder: Path, *, name: str, title: str, command: str, notes: str 
         "peak_process_memory": format_bytes(max(r["peak_bytes"] for r in steps)),
         "last_train_loss": steps[-1]["loss"],
     }
-    table = {"title": "Evaluations", "columns": ["step", "split", *metrics], "rows": rows}
-    return write_result(name, title=title, command=command, keys=keys, tables=[table], notes=notes)
+    first, last = evaluations[0]["metrics"], evaluations[-1]["metrics"]
+    headline = "; ".join(f"{key} {_cell(first[key])} → {_cell(last[key])}" for key in first if key in last)
+    tables = [{"title": "Evaluations", "columns": ["step", "split", *metrics], "rows": rows}, *_memory(folder)]
+    return write_result(name, title=title, headline=headline, command=command, keys=keys, tables=tables, notes=notes)
+
+
+def _memory(folder: Path) -> list[dict[str, Any]]:
+    """The first step's tensor bytes by phase, predicted and measured."""
+    path = folder / "memory.json"
+    if not path.is_file():
+        return []
+    rows = [
+        [
+            phase,
+            "" if bytes_["predicted"] is None else format_bytes(bytes_["predicted"]),
+            format_bytes(bytes_["measured"]),
+        ]
+        for phase, bytes_ in json.loads(path.read_text()).items()
+    ]
+    return [{"title": "Tensor bytes of the first step", "columns": ["phase", "predicted", "measured"], "rows": rows}]
 
 
 def render() -> str:
@@ -80,6 +111,26 @@ def render() -> str:
     for path in sorted(FOLDER.glob("*.json")):
         parts.append(_section(json.loads(path.read_text())))
     return "\n".join(parts)
+
+
+def readme_table() -> str:
+    """One row per measurement, for the README."""
+    rows = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+    lines = [_row(["what", "result", "how"]), _row(["---"] * 3)]
+    lines += [_row([r["title"], r["headline"], f"`{_short(r['command'])}`"]) for r in rows]
+    return "\n".join(lines)
+
+
+def in_readme(text: str, table: str) -> str:
+    """`text` with `table` between the markers."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def _short(command: str) -> str:
+    first = command.splitlines()[0]
+    return first if len(first) <= 60 else f"{first[:57]}…"
 
 
 def _section(result: dict[str, Any]) -> str:
@@ -134,6 +185,7 @@ def main() -> None:
         path = run_result(given.folder, name=given.name, title=given.title, command=given.command, notes=given.notes)
         print(path.relative_to(ROOT))
     PAGE.write_text(render())
+    README.write_text(in_readme(README.read_text(), readme_table()))
 
 
 if __name__ == "__main__":
