@@ -28,8 +28,8 @@ def philox4x32(counter: Words, key: int) -> Words:
     """Four random words for each counter. The counter's words broadcast; `key` is 64 bits, low word first."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & MASK, (key >> 32) & MASK
-    # Memory is the same from the third round on, and a fake tensor has nothing else to tell.
-    for _ in range(3 if isinstance(c1, FakeTensor) else ROUNDS):
+    # Memory is the same from the fourth round on, and a fake tensor has nothing else to tell.
+    for _ in range(4 if isinstance(c1, FakeTensor) else ROUNDS):
         high0, low0 = _product(c0, MULTIPLIER[0])
         high1, low1 = _product(c2, MULTIPLIER[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0

@@ -164,6 +164,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         phase = self._place[0]
         if phase not in _WORKING_PHASES:
             return TEMPORARIES
+        if func is torch.ops.aten.empty.memory_format and tensor.dtype == torch.uint8:
+            return SCRATCH  # raw memory that a perturbation is written into
         wide = tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary
         return LOGITS if wide else WORKING
 
