@@ -143,7 +143,8 @@ class _Planner:
         asked = self._config.per_device_train_batch_size
         for checkpointing in self._checkpointing(rung):
             prediction = self._predict(rung, asked, checkpointing)
-            self.parameters = max(self.parameters, prediction.parameters)
+            whole = rung.changes["method"].get("train_adapter") is None and rung.kind != "lora"
+            self.parameters = prediction.parameters - (0 if whole else prediction.trainable)
             row = self._row(rung, prediction, asked, checkpointing, permitted)
             if row.verdict != "fits" and asked > 1 and self._may_fit(prediction):
                 row = self._smaller(rung, prediction, checkpointing, permitted)
@@ -161,18 +162,26 @@ class _Planner:
         return self._device.bill(fixed) <= self._budget
 
     def _smaller(self, rung: Rung, large: Prediction, checkpointing: bool, permitted: bool) -> Row:
-        """The row of the largest micro-batch that fits, by interpolation and then for certain; else of a single row."""
+        """The row of the largest micro-batch that fits, interpolated and then made certain; else of a single row."""
         asked = self._config.per_device_train_batch_size
+        sizes = micro_batches(asked)[1:]
+
+        def row(prediction: Prediction, examples: int) -> Row:
+            return self._row(rung, prediction, examples, checkpointing, permitted)
+
+        # Shrinking everything but the resident bytes in proportion overestimates, so where it fits no more is needed.
+        moving = large.peak.nbytes - large.resident
+        if self._device.bill(large.resident + moving * sizes[0] // asked) <= self._budget:
+            half = row(self._predict(rung, sizes[0], checkpointing), sizes[0])
+            if half.verdict == "fits":
+                return half
         single = self._predict(rung, 1, checkpointing)
-        for examples in micro_batches(asked)[1:-1]:
-            guess = self._row(rung, between(single, large, (1, asked), examples), examples, checkpointing, permitted)
-            if guess.verdict == "fits":
-                exact = self._row(
-                    rung, self._predict(rung, examples, checkpointing), examples, checkpointing, permitted
-                )
+        for examples in sizes[:-1]:
+            if row(between(single, large, (1, asked), examples), examples).verdict == "fits":
+                exact = row(self._predict(rung, examples, checkpointing), examples)
                 if exact.verdict == "fits":
                     return exact
-        return self._row(rung, single, 1, checkpointing, permitted)
+        return row(single, 1)
 
     def _predict(self, rung: Rung, examples: int, checkpointing: bool) -> Prediction:
         config = apply(self._config, rung, examples=examples, checkpointing=checkpointing)
