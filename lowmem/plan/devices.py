@@ -18,14 +18,16 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class DeviceCosts:
-    """`base`: taken before the first tensor. `workspace`: buffers inside operations. `retained`: freed memory that the
-    allocator keeps, beyond the margin. `granularity`: its rounding.
+    """Bytes. `base`: taken before the first tensor. `adapters`: besides, by the library for adapters.
 
-    `margin`: share of the tensors' peak that a row must leave free to count as "fits" rather than "tight".
+    `workspace`: buffers inside operations. `retained`: freed memory that the allocator keeps, beyond the margin.
+    `granularity`: its rounding. `margin`: share of the tensors' peak that a row must leave free to count as "fits"
+    rather than "tight".
     """
 
     kind: Literal["cuda", "cpu"]
     base: int
+    adapters: int
     workspace: int
     retained: int
     granularity: int
@@ -36,6 +38,7 @@ class DeviceCosts:
 CUDA = DeviceCosts(
     kind="cuda",
     base=650 * MIB,
+    adapters=0,
     workspace=32 * MIB,
     retained=0,
     granularity=512,
@@ -51,16 +54,17 @@ CUDA = DeviceCosts(
 )
 CPU = DeviceCosts(
     kind="cpu",
-    base=480 * MIB,
+    base=425 * MIB,
+    adapters=55 * MIB,
     workspace=32 * MIB,
     retained=192 * MIB,
     granularity=1,
     margin=0.05,
     sources=(
-        "base 480 MiB, resident memory of Python 3.11 with torch 2.13 (CPU build), transformers 5.23, peft 0.21 and "
-        "lowmem imported: measured, 477 MiB (examples/bench_plan_accuracy.py measures whole runs).",
-        "workspace 32 MiB, memory inside operations (repacked operands): a run with 186 MiB of tensors had 501 MiB "
-        "more resident, of which base explains 480.",
+        "base 425 MiB, resident memory of Python 3.11 with torch 2.13 (CPU build), transformers 5.23 and lowmem "
+        "imported: measured, 422 MiB; adapters 55 MiB, what importing peft 0.21 adds: measured.",
+        "workspace 32 MiB, memory inside operations (repacked operands): a run of LoRA with 186 MiB of tensors had 501 "
+        "MiB more resident, of which base and adapters explain 480.",
         "retained 192 MiB, freed blocks below 32 MiB that glibc keeps: the same run had 723 MiB more without "
         "MALLOC_MMAP_THRESHOLD_=131072. It depends on the run; 25 to 220 MiB were seen.",
     ),
@@ -74,9 +78,10 @@ class Device:
     costs: DeviceCosts
     total: int | None
 
-    def bill(self, tensors: int) -> int:
+    def bill(self, tensors: int, *, adapters: bool = False) -> int:
         """Bytes of the device for a peak of `tensors` bytes."""
-        return self.costs.base + self.costs.workspace + self.costs.retained + tensors
+        own = self.costs.base + self.costs.workspace + self.costs.retained
+        return own + (self.costs.adapters if adapters else 0) + tensors
 
     def margin(self, tensors: int) -> int:
         return round(self.costs.margin * tensors)

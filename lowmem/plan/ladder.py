@@ -46,6 +46,11 @@ class Rung:
         return str(self.changes["quantization"]["kind"])
 
     @property
+    def adapts(self) -> bool:
+        """Whether an adapter is trained, and not the weights."""
+        return self.kind == "lora" or self.changes["method"].get("train_adapter") is not None
+
+    @property
     def back_propagates(self) -> bool:
         return self.kind != "zo"
 
@@ -85,7 +90,7 @@ def allowed(config: RunConfig, rung: Rung) -> bool:
             "", 0, _keys(*(s.model_dump(mode="json") for s in (method, config.quantization, config.optimizer)))
         )
         adapter = isinstance(method, ZoMethod) and method.train_adapter is not None
-        same = (rung.kind, rung.base) == (asked.kind, asked.base) and (rung.kind != "zo" or _adapts(rung) == adapter)
+        same = (rung.kind, rung.base) == (asked.kind, asked.base) and (rung.kind != "zo" or rung.adapts == adapter)
         return same and (rung.kind == "zo" or rung.changes["optimizer"]["kind"] == config.optimizer.kind)
     if rung.kind not in method.allow or rung.changes["optimizer"]["kind"] != config.optimizer.kind:
         return False
@@ -141,7 +146,3 @@ def relative_speed(rung: Rung, *, checkpointing: bool, tokens: int) -> float:
 
 def _keys(method: dict[str, Any], quantization: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
     return {"method": method, "quantization": quantization, "optimizer": optimizer}
-
-
-def _adapts(rung: Rung) -> bool:
-    return rung.changes["method"].get("train_adapter") is not None

@@ -143,8 +143,7 @@ class _Planner:
         asked = self._config.per_device_train_batch_size
         for checkpointing in self._checkpointing(rung):
             prediction = self._predict(rung, asked, checkpointing)
-            whole = rung.changes["method"].get("train_adapter") is None and rung.kind != "lora"
-            self.parameters = prediction.parameters - (0 if whole else prediction.trainable)
+            self.parameters = prediction.parameters - (prediction.trainable if rung.adapts else 0)
             row = self._row(rung, prediction, asked, checkpointing, permitted)
             if row.verdict != "fits" and asked > 1 and self._may_fit(prediction):
                 row = self._smaller(rung, prediction, checkpointing, permitted)
@@ -195,7 +194,8 @@ class _Planner:
 
     def _row(self, rung: Rung, prediction: Prediction, examples: int, checkpointing: bool, permitted: bool) -> Row:
         tensors = prediction.peak.nbytes
-        total, margin = self._device.bill(tensors), self._device.margin(tensors)
+        total = self._device.bill(tensors, adapters=rung.adapts)
+        margin = self._device.margin(tensors)
         config = apply(self._config, rung, examples=examples, checkpointing=checkpointing)
         return Row(
             name=rung.name,

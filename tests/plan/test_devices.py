@@ -16,6 +16,7 @@ def test_a_device_may_bring_its_size() -> None:
 
 def test_the_bill_adds_what_is_not_tensors() -> None:
     assert parse_device("cuda").bill(100) == 682 * MIB + 100
+    assert parse_device("cpu").bill(0, adapters=True) - parse_device("cpu").bill(0) == CPU.adapters
 
 
 @pytest.mark.parametrize("text", ["tpu", "cuda:", "cuda:big", "", "cuda24"])

@@ -14,7 +14,7 @@ from lowmem.errors import BudgetError, ConfigError
 from lowmem.events import Event, Notice
 from lowmem.methods.build import build_method
 from lowmem.plan.cache import cached_predict
-from lowmem.plan.devices import CPU, Device
+from lowmem.plan.devices import CUDA, Device
 from lowmem.plan.fakes import BatchShape
 from lowmem.plan.fit import Plan
 from lowmem.plan.plan import is_auto, plan_run, require_choice, resolve_auto, shape_of, work_of
@@ -23,7 +23,7 @@ from lowmem.plan.table import bill_lines, find_row, table_rows
 from tests.tiny import run_config, tiny_config, tiny_model
 
 MIB = 2**20
-HERE = Device(CPU, None)
+HERE = Device(CUDA, None)
 BASE = HERE.bill(0)
 
 
@@ -165,5 +165,5 @@ def test_the_table_and_the_bill_tell_the_same(folder: Path, cache: Path) -> None
     assert find_row(plan.rows, "1") is plan.rows[0]
     assert find_row(plan.rows, "999") is None
     bill = "\n".join(bill_lines(plan, lora))
-    for part in ("weights", "adapter", "optimizer state", "backward", "cpu itself"):
+    for part in ("weights", "adapter", "optimizer state", "backward", "cuda itself"):
         assert part in bill
