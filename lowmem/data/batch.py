@@ -76,6 +76,14 @@ class Batch:
         mask = self.attention_mask
         return self.input_ids.numel() if mask is None else int(mask.sum())
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything the batch holds."""
+        held = [self.input_ids, self.attention_mask, self.labels, self.position_ids, *self.positions]
+        if self.options is not None:
+            held += [self.options.example, self.options.option, self.options.gold, self.options.token_ids]
+        return [tensor for tensor in held if tensor is not None]
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         options = self.options

@@ -15,7 +15,7 @@ from lowmem.data.batch import Batch
 from lowmem.methods.base import Method, MethodState, StepReport
 from lowmem.models.loss import LossFn
 from lowmem.models.modes import eval_mode
-from lowmem.plan.tracker import OPTIMIZER, LiveBytes, PhasedLoss
+from lowmem.plan.tracker import OPTIMIZER, WORKING, LiveBytes, PhasedLoss
 
 INFERENCE = "plain inference"
 
@@ -41,11 +41,11 @@ class MeasuredFirstStep:
     def step(self, loss_fn: LossFn, micro_batches: Sequence[Batch], *, lr: float, step: int) -> StepReport:
         if self.peaks:
             return self._method.step(loss_fn, micro_batches, lr=lr, step=step)
-        inference = self._tracker()
+        inference = self._tracker(micro_batches)
         with eval_mode(self._model), torch.no_grad(), inference, inference.phase("forward"):
             for batch in micro_batches:
                 loss_fn(batch)
-        tracker = self._tracker()
+        tracker = self._tracker(micro_batches)
         undo = tracker.watch_gradients(self._model.parameters())
         try:
             with tracker:
@@ -65,11 +65,14 @@ class MeasuredFirstStep:
     def export(self, folder: Path) -> None:
         self._method.export(folder)
 
-    def _tracker(self) -> LiveBytes:
-        """Weights and state are counted from the start."""
+    def _tracker(self, micro_batches: Sequence[Batch]) -> LiveBytes:
+        """Weights, state and the batch itself are counted from the start."""
         tracker = LiveBytes(vocabulary=self._vocabulary)
         for name, tensor in self._method.state().tensors.items():
             if name.startswith("state/"):
                 tracker.track(tensor, OPTIMIZER)
         tracker.track_module(self._model)
+        for batch in micro_batches:
+            for tensor in batch.tensors:
+                tracker.track(tensor, WORKING)
         return tracker

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import sys
 
 import pytest
@@ -14,9 +15,13 @@ SLACK = 24 * MIB
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports resident memory and resets its peak")
 
 
-def block(mebibytes: int) -> torch.Tensor:
-    """Memory that is really there: a page counts as resident once it is written."""
-    return torch.ones(mebibytes * MIB, dtype=torch.uint8)
+def block(mebibytes: int) -> mmap.mmap:
+    """Memory that is really there, straight from the system: an allocator may hand out what it had kept. A page counts
+    as resident once it is written."""
+    pages = mmap.mmap(-1, mebibytes * MIB)
+    for page in range(0, len(pages), mmap.PAGESIZE):
+        pages[page] = 1
+    return pages
 
 
 @linux
