@@ -66,6 +66,14 @@ class Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Text with one of Unicode's own line breaks goes into double quotes, where it is escaped: written as it is,
+        the break would be read back as a space."""
+        breaks = any(character in data for character in "\x85\u2028\u2029\ufeff")
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if breaks else None)
+
+
+Dumper.add_representer(str, Dumper.represent_str)
 
 for _tag, _pattern in _RESOLVERS:
     for _class in (_Loader, Dumper):

@@ -172,3 +172,12 @@ def test_any_text_and_number_survives_the_dump(model: str, rate: float, stop: li
 def test_loading_a_config_does_not_import_torch() -> None:
     code = "import sys, lowmem.config.load, lowmem.config.presets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", "\u2028", "x\u2029", "\ufeff", "on", "1e-5", " a", "a\nb", "\x0b"])
+def test_awkward_text_survives_the_dump(text: str) -> None:
+    from lowmem.config.yaml_source import parse_yaml, to_plain
+
+    config = RunConfig(model="m", dataset=(AutoData(path="d"),), generation=GenerationConfig(stop=(text,)))
+    base = to_plain(parse_yaml(dump_run(config), "config.yaml"))
+    assert load_run(None, base=base).config.generation.stop == (text,)
