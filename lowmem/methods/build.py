@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from lowmem.config import optimizer as optimizers
 from lowmem.config.method import AutoMethod, FullMethod, LoraMethod, ZoMethod
-from lowmem.config.optimizer import AdamW as AdamWConfig
-from lowmem.config.optimizer import Optimizer
-from lowmem.config.optimizer import Sgd as SgdConfig
 from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError
 from lowmem.methods.base import Method
@@ -20,7 +18,13 @@ from lowmem.methods.full import export_model, unfreeze
 from lowmem.methods.lowrank.lora import attach_lora, export_adapter
 from lowmem.methods.rules.adamw import AdamW
 from lowmem.methods.rules.base import Rule
+from lowmem.methods.rules.choice import RuleChoice, embedding_names
+from lowmem.methods.rules.lion import Lion
+from lowmem.methods.rules.lionmuon import LionMuon
+from lowmem.methods.rules.muon import Muon
 from lowmem.methods.rules.sgd import Sgd
+from lowmem.methods.rules.signum import Signum
+from lowmem.methods.rules.stosign import StoSign
 from lowmem.methods.zo.adanaged import AdaNaged
 from lowmem.methods.zo.algorithm import Algorithm, Scales
 from lowmem.methods.zo.mezo import DEFAULT_EPS, Mezo
@@ -85,7 +89,7 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
         case LoraMethod() | FullMethod():
             return FirstOrder(
                 parameters,
-                build_rule(config.optimizer),
+                build_rules(config.optimizer, embedding_names(model, parameters)),
                 title=prepared.title,
                 seed=config.seed,
                 max_grad_norm=config.max_grad_norm,
@@ -101,12 +105,39 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
             assert_never(config.method)
 
 
-def build_rule(optimizer: Optimizer) -> Rule:
+def build_rules(optimizer: optimizers.Optimizer, embeddings: frozenset[str] = frozenset()) -> RuleChoice:
+    """The rule of every parameter; spectral rules leave vectors and `embeddings` to `optimizer.others`."""
+    matrices = build_rule(optimizer)
     match optimizer:
-        case AdamWConfig():
-            return AdamW(betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
-        case SgdConfig():
-            return Sgd(momentum=optimizer.momentum, weight_decay=optimizer.weight_decay)
+        case optimizers.Muon() | optimizers.LionMuon() | optimizers.SignMuon():
+            decay = optimizer.weight_decay
+            others = AdamW(weight_decay=decay) if optimizer.others == "adamw" else Signum(weight_decay=decay)
+            return RuleChoice(matrices, others, embeddings)
+        case _:
+            return RuleChoice(matrices, matrices)
+
+
+def build_rule(optimizer: optimizers.Optimizer) -> Rule:
+    """The rule that `optimizer` names: for every parameter, or of the hidden matrices if it is spectral."""
+    keys = optimizer.model_dump(exclude={"kind", "others"})  # rules and sections share their names
+    match optimizer:
+        case optimizers.AdamW():
+            return AdamW(**keys)
+        case optimizers.Sgd():
+            return Sgd(**keys)
+        case optimizers.Lion():
+            return Lion(**keys)
+        case optimizers.Signum():
+            return Signum(**keys)
+        case optimizers.StoSign():
+            return StoSign(**keys)
+        case optimizers.Muon():
+            return Muon(**keys)
+        case optimizers.LionMuon():
+            return LionMuon(**keys)
+        case optimizers.SignMuon():
+            momentum = keys.pop("momentum")
+            return LionMuon(betas=(momentum, momentum), **keys)
         case _:
             assert_never(optimizer)
 

@@ -19,13 +19,13 @@ from lowmem.data.batch import Batch
 from lowmem.errors import ConfigError
 from lowmem.kernels.reference import stream_key
 from lowmem.methods.base import MethodState, StepReport
-from lowmem.methods.rules.base import Rule
+from lowmem.methods.rules.choice import RuleChoice
 from lowmem.methods.tensors import SkipCounter, prefixed, restore_, scalar
 from lowmem.models.loss import LossFn
 
 
 class FirstOrder:
-    """`Method` that calls backward and hands each gradient to `rule`.
+    """`Method` that calls backward and hands each gradient to the rule that `rules` gives its parameter.
 
     `trainable`: parameters by canonical name. `exporter` writes the result in the format other tools read.
     `max_grad_norm` clips the global norm of the accumulated gradient, exactly.
@@ -34,7 +34,7 @@ class FirstOrder:
     def __init__(
         self,
         trainable: dict[str, nn.Parameter],
-        rule: Rule,
+        rules: RuleChoice,
         *,
         title: str,
         seed: int,
@@ -44,9 +44,9 @@ class FirstOrder:
         if not trainable:
             raise ConfigError("method: nothing to train: no parameter requires a gradient; check the target modules")
         self._parameters = trainable
-        self._rule = rule
-        self._slots = {name: rule.init(p) for name, p in trainable.items()}
-        self._title = title
+        self._rules = {name: rules(name, p) for name, p in trainable.items()}
+        self._slots = {name: self._rules[name].init(p) for name, p in trainable.items()}
+        self._title = f"{title} + {rules.title}"
         self._seed = seed
         self._max_grad_norm = max_grad_norm
         self._exporter = exporter
@@ -55,7 +55,7 @@ class FirstOrder:
 
     @property
     def title(self) -> str:
-        return f"{self._title} + {self._rule.title}"
+        return self._title
 
     @property
     def trainable(self) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ class FirstOrder:
                 if clip < 1.0:
                     parameter.grad.mul_(clip)
                 key = stream_key(self._seed, step, 0, name, "rounding")
-                self._rule.update_(
+                self._rules[name].update_(
                     parameter, parameter.grad, self._slots[name], lr=lr, t=self._updates, rounding_key=key
                 )
 

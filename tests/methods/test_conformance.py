@@ -26,6 +26,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora": {"method": {"kind": "lora", "use_dora": True}, "learning_rate": 1e-2},
     "full": {"method": {"kind": "full"}, "learning_rate": 1e-3},
     "full-sgd": {"method": {"kind": "full"}, "optimizer": {"kind": "sgd"}, "learning_rate": 0.3},
+    "full-lion": {"method": {"kind": "full"}, "optimizer": {"kind": "lion"}, "learning_rate": 1e-3},
+    "full-stosign": {"method": {"kind": "full"}, "optimizer": {"kind": "stosign"}, "learning_rate": 3e-3},
+    "full-muon": {"method": {"kind": "full"}, "optimizer": {"kind": "muon"}, "learning_rate": 1e-3},
+    "lora-muon": {"method": {"kind": "lora"}, "optimizer": {"kind": "muon"}, "learning_rate": 1e-2},
     "mezo": {"method": {"kind": "zo", "algorithm": "mezo"}, "learning_rate": 1e-3},
     "mezo-gaussian": {
         "method": {"kind": "zo", "algorithm": "mezo", "direction": "gaussian"},
