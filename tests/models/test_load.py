@@ -319,3 +319,15 @@ def test_loading_a_sharded_checkpoint_needs_the_model_and_one_shard(tmp_path: Pa
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, model_bytes = map(int, said.stdout.split())
     assert peak < model_bytes + shard + 8 * 2**20
+
+
+def test_an_unreachable_hub_is_told_of_once_and_its_clients_log_is_left_as_it_was() -> None:
+    import logging
+
+    from lowmem.models.quiet import quiet_transformers
+
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level
+    with quiet_transformers():
+        assert not hub.isEnabledFor(logging.WARNING)
+    assert hub.level == before
