@@ -8,6 +8,7 @@ from lowmem.config.explain import did_you_mean
 from lowmem.config.yaml_source import Dumper
 from lowmem.data.procedural import families
 from lowmem.errors import ConfigError
+from lowmem.models.embedded import EMBEDDED
 
 MODEL = "tiny-reasoner"
 DATASET = "sub"
@@ -51,7 +52,7 @@ _TEMPLATE = """\
 
 model: {model}
 # A hub id, a model folder, a run folder, or an embedded name: tiny-reasoner, smollm2-135m-instruct.
-dtype: bf16                          # fp32 = twice the memory, and faster on most CPUs
+dtype: {dtype}                          # bf16 = half the memory of fp32, but slow on most CPUs
 quantization: {quantization:<23}# none | nf4 | int8: how the frozen base is stored; nf4 = a quarter of bf16
 
 {data}
@@ -83,6 +84,7 @@ def init_yaml(*, method: str = "lora", model: str = MODEL, dataset: str = DATASE
     section, rate, quantization = _METHODS[method]
     return _TEMPLATE.format(
         model=_scalar(model),
+        dtype="fp32" if model in EMBEDDED else "bf16",  # the embedded models are small and mostly tried on CPUs
         quantization=quantization,
         data=_data(dataset),
         method=section,
