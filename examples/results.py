@@ -75,7 +75,9 @@ def write_result(
     return path
 
 
-def run_result(folder: Path, *, name: str, title: str, command: str, notes: str = "") -> Path:
+def run_result(
+    folder: Path, *, name: str, title: str, command: str, notes: str = "", headline: str | None = None
+) -> Path:
     """The numbers of a finished run folder, with its evaluation curve."""
     records = read_metrics(folder / "metrics.jsonl")
     started = next(r for r in records if r["event"] == "RunStarted")
@@ -93,9 +95,9 @@ def run_result(folder: Path, *, name: str, title: str, command: str, notes: str 
         "last_train_loss": steps[-1]["loss"],
     }
     first, last = evaluations[0]["metrics"], evaluations[-1]["metrics"]
-    headline = "; ".join(f"{key} {_cell(first[key])} → {_cell(last[key])}" for key in first if key in last)
+    said = headline or "; ".join(f"{key} {_cell(first[key])} → {_cell(last[key])}" for key in first if key in last)
     tables = [{"title": "Evaluations", "columns": ["step", "split", *metrics], "rows": rows}, *_memory(folder)]
-    return write_result(name, title=title, headline=headline, command=command, keys=keys, tables=tables, notes=notes)
+    return write_result(name, title=title, headline=said, command=command, keys=keys, tables=tables, notes=notes)
 
 
 def _memory(folder: Path) -> list[dict[str, Any]]:
@@ -188,10 +190,18 @@ def main() -> None:
     for option in ("name", "title", "command"):
         record.add_argument(f"--{option}", required=True)
     record.add_argument("--notes", default="")
+    record.add_argument("--headline", help="the sentence of the README; default: every metric before → after")
     verbs.add_parser("render")
     given = parser.parse_args()
     if given.verb == "record":
-        path = run_result(given.folder, name=given.name, title=given.title, command=given.command, notes=given.notes)
+        path = run_result(
+            given.folder,
+            name=given.name,
+            title=given.title,
+            command=given.command,
+            notes=given.notes,
+            headline=given.headline,
+        )
         print(path.relative_to(ROOT))
     PAGE.write_text(render())
     README.write_text(in_readme(README.read_text(), readme_table()))
