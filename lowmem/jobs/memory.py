@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lowmem.config.method import LoraMethod, ZoMethod
 from lowmem.config.run import RunConfig
 from lowmem.data.batch import Batch
 from lowmem.events import Sink
@@ -29,7 +30,9 @@ def tensor_budget(config: RunConfig) -> int | None:
     """What `memory_budget` leaves for tensors, once the process itself has had its share."""
     if config.memory_budget is None:
         return None
-    return parse_bytes(config.memory_budget) - this_device(config.device).bill(0)
+    method = config.method
+    adapters = isinstance(method, LoraMethod) or (isinstance(method, ZoMethod) and method.train_adapter is not None)
+    return parse_bytes(config.memory_budget) - this_device(config.device).bill(0, adapters=adapters)
 
 
 def predict_step(config: RunConfig, micro_batches: Sequence[Batch]) -> dict[str, int]:
