@@ -51,18 +51,22 @@ def write_result(
     keys: dict[str, Any],
     tables: Sequence[dict[str, Any]] = (),
     notes: str = "",
+    measured_in: dict[str, Any] | None = None,
 ) -> Path:
     """`docs/results/NAME.json` holds this measurement. A table: {"title", "columns": [...], "rows": [[...], ...]}.
 
-    `headline` is the sentence that the README shows.
+    `headline` is the sentence that the README shows. `measured_in` is the environment of the measurement where it is
+    not this process: a run carries its own, with the commit that it ran.
     """
+    place = measured_in or environment()
+    commit = place["commit"] or {"sha": _commit(), "modified": True}
     content = {
         "name": name,
         "title": title,
         "headline": headline,
         "command": command,
-        "commit": _commit(),
-        "environment": environment(),
+        "commit": commit["sha"],
+        "environment": place,
         "keys": keys,
         "tables": list(tables),
         "notes": notes,
@@ -95,9 +99,19 @@ def run_result(
         "last_train_loss": steps[-1]["loss"],
     }
     first, last = evaluations[0]["metrics"], evaluations[-1]["metrics"]
+    place = json.loads((folder / "env.json").read_text())
     said = headline or "; ".join(f"{key} {_cell(first[key])} → {_cell(last[key])}" for key in first if key in last)
     tables = [{"title": "Evaluations", "columns": ["step", "split", *metrics], "rows": rows}, *_memory(folder)]
-    return write_result(name, title=title, headline=said, command=command, keys=keys, tables=tables, notes=notes)
+    return write_result(
+        name,
+        title=title,
+        headline=said,
+        command=command,
+        keys=keys,
+        tables=tables,
+        notes=notes,
+        measured_in=place,
+    )
 
 
 def _memory(folder: Path) -> list[dict[str, Any]]:
@@ -157,10 +171,16 @@ def _section(result: dict[str, Any]) -> str:
     named = ", ".join(f"{key} {versions[key]}" for key in ("torch", "transformers", "peft") if versions.get(key))
     lines += [
         "",
-        f"<sub>commit {result['commit'][:10]}; {place['cpu']['model']}, {place['cpu']['cores']} cores; {named}</sub>",
+        commit = result["commit"][:10] + _modified(place)
+        f"<sub>commit {commit}; {place['cpu']['model']}, {place['cpu']['cores']} cores; {named}</sub>",
         "",
     ]
     return "\n".join(lines)
+
+
+def _modified(place: dict[str, Any]) -> str:
+    """Says where the checkout held changes beyond the commit."""
+    return " with uncommitted changes" if (place["commit"] or {}).get("modified") else ""
 
 
 def _row(cells: Any) -> str:
