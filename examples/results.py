@@ -169,9 +169,9 @@ def _section(result: dict[str, Any]) -> str:
         lines += [_row(row) for row in table["rows"]]
     versions = place["packages"]
     named = ", ".join(f"{key} {versions[key]}" for key in ("torch", "transformers", "peft") if versions.get(key))
+    commit = result["commit"][:10] + _modified(place)
     lines += [
         "",
-        commit = result["commit"][:10] + _modified(place)
         f"<sub>commit {commit}; {place['cpu']['model']}, {place['cpu']['cores']} cores; {named}</sub>",
         "",
     ]

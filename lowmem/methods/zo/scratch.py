@@ -1,8 +1,8 @@
 """Memory that perturbed weights are written into, one module after another.
 
 A new tensor for every perturbed matrix costs more than perturbing it: the system hands out fresh pages one fault at a
-time (measured on a 28 M-parameter fp32 embedding, alternating, medians of 7: 2.8 ns per weight with a new tensor, 0.6 ns
-into memory kept).
+time (measured on a 28 M-parameter fp32 embedding, alternating, medians of 7: 2.8 ns per weight with a new tensor,
+0.6 ns into memory kept).
 """
 
 from __future__ import annotations
