@@ -33,6 +33,7 @@ class TrainBatches:
     ) -> None:
         _check_kinds(datasets)
         self._datasets, self._pad_id, self._batch_size = tuple(datasets), pad_id, batch_size
+        self._accumulation, self._halved = accumulation, False
         self._device = device or torch.device("cpu")
         self._sampler = Sampler(
             [len(dataset) for dataset in datasets],
@@ -74,8 +75,13 @@ class TrainBatches:
         """
         if self._batch_size == 1:
             return None
-        self._batch_size = -(-self._batch_size // 2)
+        self._batch_size, self._halved = -(-self._batch_size // 2), True
         return self._batch_size
+
+    def largest(self) -> list[Batch]:
+        """Micro-batches as large as a step can have; two where a step has several, as gradients then lie beside."""
+        several = self._accumulation > 1 or self._halved
+        return [self.longest()] * (2 if several else 1)
 
     def example(self, index: int) -> Example:
         """Example `index` of the first dataset."""

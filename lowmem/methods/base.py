@@ -57,6 +57,13 @@ class Method(Protocol):
         """
         ...
 
+    def rehearse(self, loss_fn: LossFn, micro_batches: Sequence[Batch]) -> None:
+        """Needs the activations of a step over these batches and leaves everything, gradients too, as it was.
+
+        Run on the longest batch before the first step, so that a run that does not fit fails at once.
+        """
+        ...
+
     def state(self) -> MethodState:
         """Trained tensors and optimizer state."""
         ...

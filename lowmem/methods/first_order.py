@@ -74,6 +74,13 @@ class FirstOrder:
         self._skips.record(skipped, step=step, why="the loss or the gradient is not finite")
         return StepReport(loss, {"grad_norm": norm}, skipped=skipped)
 
+    def rehearse(self, loss_fn: LossFn, micro_batches: Sequence[Batch]) -> None:
+        try:
+            self._accumulate(loss_fn, micro_batches, step=0)
+        finally:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+
     def state(self) -> MethodState:
         return MethodState(self._tensors(), {"updates": self._updates, "skips": self._skips.in_a_row})
 

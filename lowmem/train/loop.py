@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from lowmem.data.batch import Batch
 from lowmem.errors import CheckpointError, ConfigError, Interrupted, OutOfMemoryError
@@ -28,6 +28,7 @@ from lowmem.train.meter import MemoryMeter
 from lowmem.train.schedule import Schedule
 
 Metrics = dict[str, float]
+T = TypeVar("T")
 
 
 class Batches(Protocol):
@@ -35,6 +36,10 @@ class Batches(Protocol):
 
     def micro_batches(self, step: int) -> Sequence[Batch]:
         """The effective batch of `step`, in micro-batches, on the model's device."""
+        ...
+
+    def largest(self) -> Sequence[Batch]:
+        """Micro-batches as large as any step's, for a rehearsal."""
         ...
 
     def epoch_of(self, step: int) -> float:
@@ -91,7 +96,7 @@ def run_loop(
     sink: Sink,
     progress: Progress,
 ) -> LoopResult:
-    """Trains from `progress.step` to the end of the schedule.
+    """Trains from `progress.step` to the end of the schedule, after a rehearsal on the longest batch.
 
     `evaluate` returns metrics by dataset, the first being the one that decides best checkpoint and early stopping.
     Raises `Interrupted` after SIGINT or SIGTERM, once a full checkpoint is on disk, and `OutOfMemoryError` when a step
@@ -99,6 +104,7 @@ def run_loop(
     """
     for _ in range(progress.concessions):
         limit.concede()
+    _rehearse(method, loss_fn, batches, limit, progress, sink)
     started, total = time.monotonic(), settings.schedule.total
     judged: tuple[int, dict[str, Metrics]] | None = None
     if progress.step == 0:
@@ -179,22 +185,38 @@ def _step(
     progress: Progress,
     sink: Sink,
 ) -> tuple[StepReport, Sequence[Batch]]:
-    """One update of the weights; when memory runs out, the same step again after the next concession."""
-    while True:
+    """One update of the weights."""
+
+    def attempt() -> tuple[StepReport, Sequence[Batch]]:
         micro_batches = batches.micro_batches(progress.step)
+        return method.step(loss_fn, micro_batches, lr=lr, step=progress.step), micro_batches
+
+    return _within(limit, attempt, f"step {progress.step + 1}", progress, sink)
+
+
+def _rehearse(
+    method: Method, loss_fn: LossFn, batches: Batches, limit: MemoryLimit, progress: Progress, sink: Sink
+) -> None:
+    """Memory for the largest step was there once: what is conceded here is conceded before anything was trained."""
+    _within(limit, lambda: method.rehearse(loss_fn, batches.largest()), "the longest batch", progress, sink)
+
+
+def _within(limit: MemoryLimit, attempt: Callable[[], T], what: str, progress: Progress, sink: Sink) -> T:
+    """The result of `attempt`; when memory runs out, of the same attempt after the next concession."""
+    while True:
         try:
             with limit.guard():
-                return method.step(loss_fn, micro_batches, lr=lr, step=progress.step), micro_batches
+                return attempt()
         except MEMORY_ERRORS as error:
             reason = str(error)
         given = limit.concede()
         if given is None:
             raise OutOfMemoryError(
-                f"step {progress.step + 1}: {reason}; nothing lossless is left to give up. Lower max_length or "
+                f"{what}: {reason}; nothing lossless is left to give up. Lower max_length or "
                 "loss_chunk_tokens, choose a lighter method (`lowmem plan` lists them), or raise memory_budget"
             )
         progress.concessions += 1
-        sink(Notice(f"step {progress.step + 1}: {reason}; going on with {given}"))
+        sink(Notice(f"{what}: {reason}; going on with {given}"))
 
 
 def restore(method: Method, checkpoint: Checkpoint) -> Progress:

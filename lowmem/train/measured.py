@@ -56,6 +56,9 @@ class MeasuredFirstStep:
         self.peaks = {INFERENCE: inference.peaks["forward"], **measured}
         return report
 
+    def rehearse(self, loss_fn: LossFn, micro_batches: Sequence[Batch]) -> None:
+        self._method.rehearse(loss_fn, micro_batches)
+
     def state(self) -> MethodState:
         return self._method.state()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.jobs.test_train import write_config
 from tests.models.tiny import save_tiny
 
 HELD_PER_ROW = 2**20
+HELD_PER_TOKEN = 2**17
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hungry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every forward of the head's input layer holds 1 MiB per row until the next forward."""
+    """Every forward of the input embedding holds 1 MiB per row, and more for long rows, until the next forward."""
     load = job.load_model
 
     def load_hungry(*args: Any, **kwargs: Any) -> Any:
@@ -35,7 +37,9 @@ def hungry(monkeypatch: pytest.MonkeyPatch) -> None:
         held: list[torch.Tensor] = []
 
         def hold(module: Any, args: Any, output: torch.Tensor) -> None:
-            held[:] = [torch.empty(output.shape[0] * HELD_PER_ROW, dtype=torch.uint8)]
+            rows, tokens = output.shape[:2]
+            nbytes = max(HELD_PER_ROW, (tokens - 24) * HELD_PER_TOKEN)
+            held[:] = [torch.empty(rows * nbytes, dtype=torch.uint8)]
 
         loaded.model.get_input_embeddings().register_forward_hook(hold)
         return loaded
@@ -83,11 +87,26 @@ def test_the_micro_batch_is_halved_and_the_loss_curve_stays(
 def test_checkpointing_comes_after_the_halvings_and_then_the_bill(tmp_path: Path, model: Path, hungry: None) -> None:
     enough_by_plan = HELD_PER_ROW  # the plan knows nothing of what the hook holds for even one row
     with pytest.raises(
-        OutOfMemoryError, match=r"step 1: live tensors need .* of a budget of .*nothing lossless is left"
+        OutOfMemoryError, match=r"the longest batch: live tensors need .* of a budget of .*nothing lossless is left"
     ):
         run(tmp_path / "run", model, per_device_train_batch_size=2, memory_budget=budget(enough_by_plan))
     records = (tmp_path / "run" / "run" / "metrics.jsonl").read_text()
     assert 0 < records.index("going on with micro-batches of at most 1") < records.index("gradient_checkpointing: true")
+
+
+def test_a_long_row_late_in_the_data_is_met_before_the_first_step(tmp_path: Path, model: Path, hungry: None) -> None:
+    """Sixty short rows, of which the only step trains one, and a long one that alone outgrows the budget."""
+    rows = [{"prompt": "the cat", "completion": " sat"} for _ in range(60)]
+    rows.append({"prompt": "the cat", "completion": " sat on the mat" * 15})
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [{"format": "completion", "path": str(tmp_path / "long.jsonl")}]
+    tight: dict[str, Any] = {"memory_budget": budget(4 * HELD_PER_ROW), "per_device_train_batch_size": 1}
+    with pytest.raises(OutOfMemoryError, match="the longest batch: live tensors need"):
+        run(tmp_path / "long", model, dataset=data, max_steps=1, max_length=64, **tight)
+    assert "StepDone" not in (tmp_path / "long" / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    losses, _ = run(tmp_path / "short", model, dataset=data, max_steps=1, max_length=64, **tight)
+    assert len(losses) == 1
 
 
 def test_a_micro_batch_is_halved_at_most_three_times() -> None:

@@ -112,6 +112,20 @@ def test_learning_rate_zero_changes_nothing(name: str) -> None:
     assert_same(trial.weights(), before)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_rehearsal_changes_nothing(name: str) -> None:
+    rehearsed, straight = Trial(name), Trial(name)
+    rehearsed.run(0, 2)
+    straight.run(0, 2)
+    before = {key: tensor.clone() for key, tensor in rehearsed.method.state().tensors.items()}
+    rehearsed.method.rehearse(rehearsed.loss_fn, [lm_batch(rows=6, seed=9)] * 2)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in rehearsed.method.state().tensors.items())
+    assert all(getattr(tensor, "grad", None) is None for tensor in rehearsed.method.trainable.values())
+    rehearsed.run(2, 4)
+    straight.run(2, 4)
+    assert_same(rehearsed.weights(), straight.weights())
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC_LOSS)
 def test_micro_batches_equal_one_big_batch(name: str) -> None:
     whole, split = Trial(name), Trial(name)

@@ -98,6 +98,13 @@ class ZerothOrder:
         self._skips.record(move.skipped, step=step, why="the probed losses are not finite, or do not change")
         return StepReport(move.loss, {**move.details, "forwards": float(move.forwards)}, skipped=move.skipped)
 
+    def rehearse(self, loss_fn: LossFn, micro_batches: Sequence[Batch]) -> None:
+        try:
+            self._perturber.check(lambda: _evaluate(loss_fn, micro_batches))
+        finally:
+            self._perturber.release()
+        self._checked = True
+
     def state(self) -> MethodState:
         weights = {name: p.detach() for name, p in self._perturber.parameters.items()}
         tensors = prefixed("weights", weights) | prefixed("replay", self._log.state())
