@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from lowmem.data.batch import Batch
 from lowmem.errors import ConfigError
 from lowmem.kernels.reference import stream_key
+from lowmem.methods.accumulate import accumulate, drop_gradients, gradient_norm
 from lowmem.methods.base import MethodState, StepReport
 from lowmem.methods.rules.choice import RuleChoice
-from lowmem.methods.tensors import SkipCounter, prefixed, restore_, scalar
+from lowmem.methods.tensors import SkipCounter, prefixed, restore_
 from lowmem.models.loss import LossFn
 
 
@@ -63,23 +64,21 @@ class FirstOrder:
 
     def step(self, loss_fn: LossFn, micro_batches: Sequence[Batch], *, lr: float, step: int) -> StepReport:
         try:
-            loss = self._accumulate(loss_fn, micro_batches, step)
-            norm = self._gradient_norm()
+            loss = accumulate(loss_fn, micro_batches, seed=self._seed, step=step)
+            norm = gradient_norm(self._parameters.values())
             skipped = not (math.isfinite(loss) and math.isfinite(norm))
             if not skipped:
                 self._update(lr, norm, step)
         finally:  # also when memory ran out: the step may be tried again
-            for parameter in self._parameters.values():
-                parameter.grad = None
+            drop_gradients(self._parameters.values())
         self._skips.record(skipped, step=step, why="the loss or the gradient is not finite")
         return StepReport(loss, {"grad_norm": norm}, skipped=skipped)
 
     def rehearse(self, loss_fn: LossFn, micro_batches: Sequence[Batch]) -> None:
         try:
-            self._accumulate(loss_fn, micro_batches, step=0)
+            accumulate(loss_fn, micro_batches, seed=self._seed, step=0)
         finally:
-            for parameter in self._parameters.values():
-                parameter.grad = None
+            drop_gradients(self._parameters.values())
 
     def state(self) -> MethodState:
         return MethodState(self._tensors(), {"updates": self._updates, "skips": self._skips.in_a_row})
@@ -91,25 +90,6 @@ class FirstOrder:
 
     def export(self, folder: Path) -> None:
         self._exporter(folder)
-
-    def _accumulate(self, loss_fn: LossFn, micro_batches: Sequence[Batch], step: int) -> float:
-        """Gradients of the mean loss are in `.grad`; returns that mean."""
-        weight = sum(batch.weight for batch in micro_batches)
-        loss = 0.0
-        for index, batch in enumerate(micro_batches):
-            # Dropout is the only draw inside the model: seeding it per micro-batch makes resume exact.
-            with torch.random.fork_rng(devices=[batch.input_ids.device] if batch.input_ids.is_cuda else []):
-                torch.manual_seed(stream_key(self._seed, step, index, "", "dropout") >> 1)
-                total = loss_fn(batch).total / weight
-                total.backward()  # type: ignore[no-untyped-call]
-            loss += scalar(total)
-        return loss
-
-    def _gradient_norm(self) -> float:
-        norms = [p.grad.norm(dtype=torch.float32) for p in self._parameters.values() if p.grad is not None]
-        if not norms:
-            raise ConfigError("method: no trained parameter received a gradient; is the loss connected to them?")
-        return scalar(torch.stack(norms).norm())
 
     def _update(self, lr: float, norm: float, step: int) -> None:
         self._updates += 1
