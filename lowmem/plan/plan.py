@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowmem.config.dataset import TaskData, TextData
+from lowmem.config.dataset import ProceduralData, QaData, TaskData, TextData
 from lowmem.config.method import AutoMethod
 from lowmem.config.run import RunConfig
 from lowmem.errors import BudgetError
@@ -20,6 +20,7 @@ from lowmem.plan.devices import Device
 from lowmem.plan.extrapolate import Prediction, between
 from lowmem.plan.fakes import BatchShape
 from lowmem.plan.fit import Bill, Plan, Row, choose, explain_choice, nearest_miss, verdict
+from lowmem.plan.generation import GenerationShape
 from lowmem.plan.ladder import Rung, allowed, apply, micro_batches, relative_speed, rungs
 from lowmem.plan.simulate import Work
 from lowmem.plan.table import bill_lines
@@ -42,7 +43,15 @@ def work_of(config: RunConfig, examples: int, *, tokens: int | None = None) -> W
     packed = all(isinstance(data, TextData) for data in config.dataset)
     options = 2 if task else None
     evaluated = BatchShape(config.per_device_eval_batch_size, length, options) if config.eval_dataset else None
-    return Work(BatchShape(examples, length, options, packed=packed), evaluated)
+    return Work(BatchShape(examples, length, options, packed=packed), evaluated, _generation(config))
+
+
+def _generation(config: RunConfig) -> GenerationShape | None:
+    """The answers of an evaluation, where its data certainly have a verifier (other formats show it in their rows)."""
+    answered = any(isinstance(data, QaData | ProceduralData) for data in config.eval_dataset)
+    if not (answered and config.eval_generate):
+        return None
+    return GenerationShape(config.per_device_eval_batch_size, config.max_length, config.generation.max_new_tokens)
 
 
 def plan_run(

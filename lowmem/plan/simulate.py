@@ -1,7 +1,7 @@
 """Peak bytes of every phase of a run, found by running the real model and the real method on fake tensors.
 
 No weights are read and no GPU is needed. The phases: `attach` (the method takes hold of the model), `forward`,
-`backward`, `update`, `evaluate` and `save`; within the first three, the parts are the model's layers.
+`backward`, `update`, `evaluate`, `save` and `generate`; within the first three, the parts are the model's layers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lowmem.methods.base import Method
 from lowmem.models.loss import LossFn, LossSums, ModelLoss
 from lowmem.models.modes import eval_mode
 from lowmem.plan.fakes import BatchShape, fake_run
+from lowmem.plan.generation import GenerationShape, generate_once
 from lowmem.plan.tracker import ADAPTER, OPTIMIZER, WEIGHTS, LiveBytes, Peak, PhasedLoss
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Work:
 
     batch: BatchShape
     eval_batch: BatchShape | None = None
+    generation: GenerationShape | None = None
+    """Answers that the evaluation generates."""
     micro_batches: int = 1
 
 
@@ -65,6 +68,9 @@ def simulate(config: RunConfig, shape: PretrainedConfig, work: Work, *, granular
             tracker=tracker,
             evaluate=None if watched is None else lambda: evaluate_batch(loss, watched),
         )
+        if work.generation is not None:
+            with eval_mode(run.model):
+                generate_once(run.model, work.generation, tracker)
     return Simulation(tracker.places, run.parameters, run.trainable, resident)
 
 
