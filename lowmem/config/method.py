@@ -9,10 +9,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from lowmem.config.base import Section
 
 
-class LoraMethod(Section):
-    """Low-rank adapters through peft; the base stays frozen. The safe default for most tasks."""
+class AdapterMethod(Section):
+    """What all methods that train low-rank adapters share; peft attaches and stores them."""
 
-    kind: Literal["lora"] = "lora"
     lora_r: PositiveInt = 8
     """Rank of the adapters. Higher = more capacity, more memory."""
     lora_alpha: PositiveFloat | None = None
@@ -21,12 +20,66 @@ class LoraMethod(Section):
     lora_target_modules: str | tuple[str, ...] = "all-linear"
     """Names of the layers that get an adapter, or "all-linear" (all but the head)."""
     use_rslora: bool = False
-    use_dora: bool = False
     init_lora_weights: Literal["default", "pissa"] = "default"
+    """`pissa` starts from the largest singular vectors of each weight; needs a base that is not quantized."""
 
     @property
     def alpha(self) -> float:
         return float(2 * self.lora_r if self.lora_alpha is None else self.lora_alpha)
+
+
+class LoraMethod(AdapterMethod):
+    """Low-rank adapters through peft; the base stays frozen. The safe default for most tasks."""
+
+    kind: Literal["lora"] = "lora"
+    use_dora: bool = False
+    """Also train the length of every output's weights, apart from their direction. Slower."""
+
+
+class LorsumMethod(AdapterMethod):
+    """Adapters that follow the gradient of the full weight (LoRSum), less sensitive to the learning rate. Its own
+    update rule: there is no `optimizer`. State: about half of adamw's."""
+
+    kind: Literal["lorsum"] = "lorsum"
+    mode: Literal["jacobi", "alternating", "gauss_seidel"] = "jacobi"
+    """Both factors at once, one per step, or one after the other (gauss_seidel: keeps every layer's tokens)."""
+    sweeps: PositiveInt = 1
+    """gauss_seidel: more = closer to the best low-rank step, slower."""
+    metric: Literal["kfac", "shampoo", "none"] = "kfac"
+    """How inputs and outputs are weighed. shampoo keeps every layer's tokens; none: learning rates of plain descent."""
+    metric_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Weight of the past in the metric's average."""
+    power: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the metric; 0.5 makes the step independent of the loss's scale."""
+    metric_floor: Annotated[float, Field(ge=0)] = 1e-3
+    """Added to the metric, as a share of its mean: higher = outputs and inputs treated more alike."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Weight of the past in the average of gradients; 0 = no momentum, and no state for it."""
+    momentum_form: Literal["factors", "lowrank"] = "factors"
+    """Averages of the factors' gradients, or of the weight's gradient as a product of rank r."""
+    damping: Annotated[float, Field(ge=0)] = 10.0
+    """No step is larger than one with learning_rate 1 / damping."""
+
+    @model_validator(mode="after")
+    def _sweeps_belong_to_gauss_seidel(self) -> LorsumMethod:
+        if self.sweeps > 1 and self.mode != "gauss_seidel":
+            raise ValueError(f"sweeps: belongs to mode: gauss_seidel; mode: {self.mode} makes a single one")
+        return self
+
+
+class LoraMuonMethod(AdapterMethod):
+    """Adapters that follow the spectral norm's steepest descent (LoRA-Muon, reconstructed). Its own update rule: there
+    is no `optimizer`. State: half of adamw's."""
+
+    kind: Literal["lora_muon"] = "lora_muon"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Weight of the past in the average of gradients."""
+    damping: Annotated[float, Field(gt=0)] = 1e-3
+    """Share of the mean eigenvalue added where a factor is divided by: higher = calmer while B is small."""
+    scale: Literal["rms", "aspect", "operator"] = "rms"
+    """How the step grows with the layer's shape, as for muon."""
+    ns_steps: PositiveInt = 5
+    """Newton-Schulz iterations: more = singular values more equal, slower."""
 
 
 class FullMethod(Section):
@@ -71,7 +124,7 @@ class AutoMethod(Section):
     """The planner takes the best method that fits `memory_budget`, or the device where no budget is given."""
 
     kind: Literal["auto"] = "auto"
-    allow: tuple[Literal["full", "lora", "zo"], ...] = ("full", "lora", "zo")
+    allow: tuple[Literal["full", "lora", "lorsum", "lora_muon", "zo"], ...] = ("full", "lora", "zo")
     """Methods that may be chosen."""
     allow_quantization: tuple[Literal["int8", "nf4"], ...] = ()
     """Forms of the frozen base that may be chosen besides the run's dtype; fewer bits = less memory, some loss."""
@@ -79,4 +132,6 @@ class AutoMethod(Section):
     """Rank of the adapters, where a method with adapters is chosen."""
 
 
-Method = Annotated[LoraMethod | FullMethod | ZoMethod | AutoMethod, Field(discriminator="kind")]
+Method = Annotated[
+    LoraMethod | LorsumMethod | LoraMuonMethod | FullMethod | ZoMethod | AutoMethod, Field(discriminator="kind")
+]

@@ -16,13 +16,15 @@ from pydantic import (
 
 from lowmem.config.base import Section
 from lowmem.config.dataset import Dataset
-from lowmem.config.method import AutoMethod, LoraMethod, Method, ZoMethod
+from lowmem.config.method import AdapterMethod, AutoMethod, LoraMethod, LoraMuonMethod, LorsumMethod, Method, ZoMethod
 from lowmem.config.optimizer import AdamW, Optimizer
 from lowmem.config.quantization import NoQuantization, Quantization
 from lowmem.errors import ConfigError
 from lowmem.units import parse_bytes
 
 LORA_LEARNING_RATE = 2e-4
+LORSUM_LEARNING_RATE = 2e-2
+LORA_MUON_LEARNING_RATE = 1e-3
 FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
 MEZO_LEARNING_RATE = 1e-6  # MeZO's grid for full weights is {1e-6, 1e-7} (arXiv 2305.17333)
 MEZO_ADAPTER_LEARNING_RATE = 5e-5
@@ -138,12 +140,16 @@ class RunConfig(Section):
                 "remove learning_rate, or use method.algorithm: mezo"
             )
         if not isinstance(self.quantization, NoQuantization):
-            adapters = isinstance(method, LoraMethod) or (isinstance(method, ZoMethod) and method.train_adapter)
+            adapters = isinstance(method, AdapterMethod) or (isinstance(method, ZoMethod) and method.train_adapter)
             if not adapters and not isinstance(method, AutoMethod):
                 raise ValueError(
                     f"quantization.kind: {self.quantization.kind} freezes the base, so method.kind: {method.kind} has "
                     "nothing to train; use method: lora, or zo with train_adapter, or quantization: none"
                 )
+        if isinstance(method, LorsumMethod | LoraMuonMethod) and self.optimizer != AdamW():
+            raise ValueError(
+                f"optimizer: method.kind: {method.kind} has its own update rule; remove optimizer, or use method: lora"
+            )
         if (self.early_stopping_patience or self.load_best_model_at_end) and not self.eval_dataset:
             raise ValueError("eval_dataset: is needed by early_stopping_patience and load_best_model_at_end")
         if isinstance(method, LoraMethod) and method.use_dora and method.init_lora_weights == "pissa":
@@ -158,6 +164,10 @@ class RunConfig(Section):
                 return 1.0
             case ZoMethod(train_adapter=adapter):
                 default = MEZO_LEARNING_RATE if adapter is None else MEZO_ADAPTER_LEARNING_RATE
+            case LorsumMethod():
+                default = LORSUM_LEARNING_RATE
+            case LoraMuonMethod():
+                default = LORA_MUON_LEARNING_RATE
             case LoraMethod():
                 default = LORA_LEARNING_RATE
             case _:

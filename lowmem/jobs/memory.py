@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lowmem.config.method import LoraMethod, ZoMethod
+from lowmem.config.method import AdapterMethod, ZoMethod
 from lowmem.config.run import RunConfig
 from lowmem.data.batch import Batch
 from lowmem.events import Sink
@@ -31,7 +31,7 @@ def tensor_budget(config: RunConfig) -> int | None:
     if config.memory_budget is None:
         return None
     method = config.method
-    adapters = isinstance(method, LoraMethod) or (isinstance(method, ZoMethod) and method.train_adapter is not None)
+    adapters = isinstance(method, AdapterMethod) or (isinstance(method, ZoMethod) and method.train_adapter is not None)
     return parse_bytes(config.memory_budget) - this_device(config.device).bill(0, adapters=adapters)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from lowmem.config import optimizer as optimizers
-from lowmem.config.method import AutoMethod, FullMethod, LoraMethod, ZoMethod
+from lowmem.config.method import AutoMethod, FullMethod, LoraMethod, LoraMuonMethod, LorsumMethod, ZoMethod
 from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError
 from lowmem.methods.base import Method
 from lowmem.methods.first_order import FirstOrder
 from lowmem.methods.full import export_model, unfreeze
-from lowmem.methods.lowrank.lora import attach_lora, export_adapter
+from lowmem.methods.lowrank.build import pair_descent
+from lowmem.methods.lowrank.lora import adapter_exporter, attach_lora
+from lowmem.methods.prepared import Prepared
 from lowmem.methods.rules.adamw import AdamW
 from lowmem.methods.rules.base import Rule
 from lowmem.methods.rules.choice import RuleChoice, embedding_names
@@ -37,14 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What `prepare` did to a model: the title of the kind of training, and how its result is written."""
-
-    title: str
-    exporter: Callable[[Path], None]
-
-
 def build_method(config: RunConfig, model: PreTrainedModel) -> Method:
     """A `Method` over `model`, which is changed in place: frozen, unfrozen or given adapters.
 
@@ -60,10 +51,10 @@ def prepare(config: RunConfig, model: PreTrainedModel) -> Prepared:
     Works on the meta device, where the planner calls it before it replaces the parameters by fakes.
     """
     match config.method:
-        case LoraMethod():
-            adapted = attach_lora(model, config.method, seed=config.seed)
+        case LoraMethod() | LorsumMethod() | LoraMuonMethod() as method:
+            adapted = attach_lora(model, method, seed=config.seed)
             model.train()
-            return Prepared(f"LoRA r={config.method.lora_r}", partial(export_adapter, adapted))
+            return Prepared(f"LoRA r={method.lora_r}", adapter_exporter(adapted, method))
         case FullMethod():
             model.train()
             unfreeze(model)
@@ -75,7 +66,7 @@ def prepare(config: RunConfig, model: PreTrainedModel) -> Prepared:
         case ZoMethod(train_adapter=LoraMethod() as adapter):
             adapted = attach_lora(model, adapter, seed=config.seed)
             model.eval()
-            return Prepared(f" on LoRA r={adapter.lora_r}", partial(export_adapter, adapted))
+            return Prepared(f" on LoRA r={adapter.lora_r}", adapter_exporter(adapted, adapter))
         case AutoMethod():
             raise ConfigError("method.kind: auto is not a method yet; let lowmem.plan.resolve_auto choose one first")
         case _:
@@ -95,6 +86,8 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
                 max_grad_norm=config.max_grad_norm,
                 exporter=prepared.exporter,
             )
+        case LorsumMethod() | LoraMuonMethod() as method:
+            return pair_descent(config, method, model, parameters, prepared)
         case ZoMethod() as method:
             perturber = Perturber(model, parameters, seed=config.seed, kind=method.direction)
             algorithm = _algorithm(method, weight_scales(parameters))
