@@ -1,6 +1,6 @@
 """Peak bytes of every phase of a run, found by running the real model and the real method on fake tensors.
 
-No weights are read and no GPU is needed. The phases: `attach` (the method takes hold of the model), `forward`,
+No weights are read and no GPU is needed. The phases: `load`, `attach` (the method takes hold of the model), `forward`,
 `backward`, `update`, `evaluate`, `save` and `generate`; within the first three, the parts are the model's layers.
 """
 
