@@ -3,8 +3,8 @@
 The textbook scheme adds eps z in place, subtracts 2 eps z and adds eps z again; in bf16 that walk drifts by 12 % of the
 weights' norm in 1000 cycles without any update. Here each module that owns a trained parameter computes with a scratch
 copy: built just before its forward from the seed, dropped just after, also on exceptions. Weights are bit-identical
-by construction and the extra memory is one matrix, reused from module to module. An embedding builds only the rows
-that its input asks for.
+by construction and the extra memory is the largest hidden matrix, reused from module to module: embeddings build only
+the rows that their input asks for, and the output head a piece of the vocabulary at a time (`rows.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 from lowmem.errors import FormatError
 from lowmem.kernels.dispatch import perturbed, update_
 from lowmem.kernels.reference import stream_key
-from lowmem.methods.zo.scratch import Scratch, padded_bytes
+from lowmem.methods.zo.rows import VocabularyRows
+from lowmem.methods.zo.scratch import ALIGNMENT, Scratch, padded_bytes
 
 Kind = Literal["rademacher", "gaussian"]
 
@@ -35,51 +37,63 @@ class Direction:
     probe: int = 0
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """One module attribute that holds a trained parameter."""
+SMALLEST_PIECE = 2**18
+"""Bytes of a piece of the vocabulary where a model has hidden matrices smaller than that."""
 
-    module: nn.Module
-    attribute: str
+
+@dataclass(frozen=True)
+class Slot:
+    """One place that modules read a trained tensor from: `put(tensor)` makes them read another."""
+
     name: str
-    parameter: nn.Parameter
+    parameter: Tensor
+    put: Callable[[Any], None]
+    vocabulary: bool = False
+    """A lookup table or an output head, of which few rows are needed at a time."""
 
 
 class Perturber:
     """Reads the model at perturbed weights and moves the weights along seeded directions.
 
-    `parameters`: trained parameters by canonical name, ties once. Owns the scratch memory, one
-    module's parameters, until `release`.
+    `parameters`: trained tensors by canonical name, ties once. `slots`: where each module reads them, its own
+    parameters unless given. Owns the scratch memory, one module's parameters, until `release`.
     """
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], *, seed: int, kind: Kind) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        *,
+        seed: int,
+        kind: Kind,
+        slots: dict[nn.Module, list[Slot]] | None = None,
+    ) -> None:
         self.parameters = parameters
         self._seed = seed
         self._kind: Kind = kind
-        names = {id(p): name for name, p in parameters.items()}
-        self._slots: dict[nn.Module, list[_Slot]] = {}
-        for module in model.modules():
-            slots = [
-                _Slot(module, attribute, names[id(p)], p)
-                for attribute, p in module._parameters.items()
-                if p is not None and id(p) in names
-            ]
-            if slots:
-                self._slots[module] = slots
-        self._scratch = Scratch(
-            max((padded_bytes([s.parameter for s in slots]) for slots in self._slots.values()), default=0)
-        )
+        self._slots = slots if slots is not None else parameter_slots(model, parameters)
+        hidden = [[s.parameter for s in own if not s.vocabulary] for own in self._slots.values()]
+        self._piece_bytes = max([SMALLEST_PIECE, *(p.nbytes for own in hidden for p in own)])
+        read_in_pieces = any(s.vocabulary for own in self._slots.values() for s in own)
+        needs = [padded_bytes(own) for own in hidden] + [self._piece_bytes + ALIGNMENT] * read_in_pieces
+        self._scratch = Scratch(max(needs, default=0))
         self._building = False
         self._marks: list[int] = []
         self._read: set[str] = set()
 
     @contextmanager
-    def at(self, direction: Direction, eps: float) -> Iterator[None]:
-        """Inside, every forward of the model reads `W + eps z(direction)`; gradients must be disabled."""
+    def at(self, direction: Direction | None, eps: float) -> Iterator[None]:
+        """Inside, every forward of the model reads `W + eps z(direction)`; gradients must be disabled.
+
+        With None it reads the weights themselves, in the order in which the perturbed ones are read: loss values that
+        are compared with each other then differ by the direction alone, not by how a product was split.
+        """
         handles = []
         try:
             for module, slots in self._slots.items():
-                handles.append(module.register_forward_pre_hook(self._swap_in(slots, direction, eps), with_kwargs=True))
+                if direction is None and not any(slot.vocabulary for slot in slots):
+                    continue
+                handles.append(module.register_forward_pre_hook(self._swap_in(slots, direction, eps)))
                 handles.append(module.register_forward_hook(self._swap_out(slots), always_call=True))
             yield
         finally:
@@ -120,51 +134,97 @@ class Perturber:
     def _key(self, direction: Direction, name: str) -> int:
         return stream_key(self._seed, direction.step, direction.probe, name)
 
-    def _swap_in(self, slots: list[_Slot], direction: Direction, eps: float) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            self._building = True
+    def _swap_in(self, slots: list[Slot], direction: Direction | None, eps: float) -> Callable[..., None]:
+        def hook(*_: object) -> None:
             self._marks.append(self._scratch.mark)
-            try:
-                replaced = None
-                for slot in slots:
-                    self._read.add(slot.name)
-                    key = self._key(direction, slot.name)
-                    if (ids := _gathered(module, args)) is not None:
-                        rows = ids.reshape(-1)
-                        scratch = perturbed(slot.parameter.data, key, eps, self._kind, rows=rows)
-                        replaced = (
-                            (torch.arange(rows.numel(), device=ids.device).view(ids.shape), *args[1:]),
-                            kwargs,
-                        )
-                    else:
-                        out = self._scratch.push(slot.parameter.shape, slot.parameter)
-                        scratch = perturbed(slot.parameter.data, key, eps, self._kind, out=out)
-                    module._parameters[slot.attribute] = cast(nn.Parameter, scratch)
-                return replaced
-            finally:
-                self._building = False
+            for slot in slots:
+                self._read.add(slot.name)
+                shift = None if direction is None else (self._key(direction, slot.name), eps)
+                if slot.vocabulary:
+                    slot.put(VocabularyRows(_Rows(self, slot.parameter, shift), piece_bytes=self._piece_bytes))
+                elif shift is not None:
+                    slot.put(self._built(slot.parameter, *shift))
 
         return hook
 
-    def _swap_out(self, slots: list[_Slot]) -> Callable[..., None]:
+    def _swap_out(self, slots: list[Slot]) -> Callable[..., None]:
         def hook(*_: object) -> None:
             for slot in slots:
-                slot.module._parameters[slot.attribute] = slot.parameter
+                slot.put(slot.parameter)
             if self._marks:
                 self._scratch.pop(self._marks.pop())
 
         return hook
 
+    def _built(self, weight: Tensor, key: int, eps: float, rows: slice | None = None) -> Tensor:
+        """Perturbed rows of `weight` on top of the scratch memory."""
+        self._building = True
+        try:
+            shape = weight.shape if rows is None else (rows.stop - rows.start, *weight.shape[1:])
+            return perturbed(weight.data, key, eps, self._kind, rows=rows, out=self._scratch.push(shape, weight))
+        finally:
+            self._building = False
 
-def _gathered(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
-    """The ids of a plain embedding that looks up fewer rows than it has; None where the whole matrix is needed.
+    def _gathered(self, weight: Tensor, key: int, eps: float, ids: Tensor) -> Tensor:
+        """New memory with the perturbed rows `ids` of `weight`."""
+        self._building = True
+        try:
+            return perturbed(weight.data, key, eps, self._kind, rows=ids)
+        finally:
+            self._building = False
 
-    `F.embedding` insists that padding_idx be a row, hence the lower bound; without gradients it has no other effect.
-    """
-    if type(module) is not nn.Embedding or module.max_norm is not None or not args or not isinstance(args[0], Tensor):
-        return None
-    fits = (module.padding_idx or 0) < args[0].numel() < module.num_embeddings
-    return args[0] if fits else None
+
+class _Rows:
+    """The rows of one matrix for `VocabularyRows`: perturbed by `shift` = (key, eps), or as they are."""
+
+    def __init__(self, perturber: Perturber, weight: Tensor, shift: tuple[int, float] | None) -> None:
+        self._perturber = perturber
+        self._weight = weight
+        self._shift = shift
+        self.shape, self.dtype, self.device = weight.shape, weight.dtype, weight.device
+
+    def gather(self, ids: Tensor) -> Tensor:
+        if self._shift is None:
+            return self._weight.detach().index_select(0, ids)
+        return self._perturber._gathered(self._weight, *self._shift, ids)
+
+    @contextmanager
+    def piece(self, rows: slice) -> Iterator[Tensor]:
+        if self._shift is None:
+            yield self._weight.detach()[rows]
+            return
+        mark = self._perturber._scratch.mark
+        try:
+            yield self._perturber._built(self._weight, *self._shift, rows)
+        finally:
+            self._perturber._scratch.pop(mark)
+
+
+def parameter_slots(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[nn.Module, list[Slot]]:
+    """The trained parameters that each module of `model` owns."""
+    names = {id(p): name for name, p in parameters.items()}
+    head = _output_head(model)
+    slots: dict[nn.Module, list[Slot]] = {}
+    for module in model.modules():
+        own = [
+            Slot(
+                names[id(p)],
+                p,
+                partial(module._parameters.__setitem__, attribute),
+                vocabulary=attribute == "weight" and (isinstance(module, nn.Embedding) or module is head),
+            )
+            for attribute, p in module._parameters.items()
+            if p is not None and id(p) in names
+        ]
+        if own:
+            slots[module] = own
+    return slots
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    """The plain linear layer that makes the logits, where `model` is a language model and has one."""
+    found = getattr(model, "get_output_embeddings", lambda: None)()
+    return found if type(found) is nn.Linear else None
 
 
 class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -79,8 +79,6 @@ class ZerothOrder:
             self._checked = True
 
         def evaluate(direction: Direction | None, eps: float) -> Evaluation:
-            if direction is None:
-                return _evaluate(loss_fn, micro_batches)
             with self._perturber.at(direction, eps):
                 return _evaluate(loss_fn, micro_batches)
 

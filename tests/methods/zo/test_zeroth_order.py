@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lowmem.errors import CheckpointError, FormatError
@@ -102,27 +103,48 @@ def test_tied_weights_are_perturbed_once_with_one_direction() -> None:
     model = tiny_model(tie_word_embeddings=True)
     p = perturber(model)
     assert "lm_head.weight" not in p.parameters
-    seen = {}
-
-    def keep(name: str) -> Any:
-        return lambda module, args: seen.update({name: module._parameters["weight"].clone()})
-
-    ids = torch.arange(96).repeat(2)[None, :]  # more ids than rows, so the whole embedding is built
+    seen, weight, eye = {}, model.lm_head.weight, torch.eye(32)
+    model.model.embed_tokens.register_forward_hook(lambda m, a, out: seen.update({"in": out[0]}))
     with torch.no_grad(), p.at(Direction(0), 0.1):
-        model.model.embed_tokens.register_forward_pre_hook(keep("in"))
-        model.lm_head.register_forward_pre_hook(keep("out"))
-        model(input_ids=ids[:, :100])
+        model(input_ids=torch.arange(96)[None, :])
+        seen["out"] = model.lm_head(eye).T
     assert torch.equal(seen["in"], seen["out"])
-    assert not torch.equal(seen["in"], model.lm_head.weight)
+    assert not torch.equal(seen["in"], weight)
 
 
-def test_embedding_builds_only_the_rows_it_looks_up() -> None:
-    model = tiny_model()
-    p, sizes = perturber(model), []
-    with torch.no_grad(), p.at(Direction(0), 0.1):
-        model.model.embed_tokens.register_forward_pre_hook(lambda m, a: sizes.append(m._parameters["weight"].shape[0]))
-        model(input_ids=torch.tensor([[5, 6, 7, 5]]))
-    assert sizes == [4]
+def test_a_product_in_pieces_of_the_vocabulary_equals_the_product_with_the_whole_matrix() -> None:
+    head = nn.Linear(32, 5_000)
+    p = Perturber(Head(head), dict(head.named_parameters()), seed=7, kind="gaussian")
+    hidden = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
+    weight = head.weight.detach() + 0.1 * draw(head.weight.shape, stream_key(7, 1, 0, "weight"), "gaussian")
+    bias = head.bias.detach() + 0.1 * draw(head.bias.shape, stream_key(7, 1, 0, "bias"), "gaussian")
+    with torch.no_grad(), p.at(Direction(1), 0.1):
+        pieces = head(hidden)
+    torch.testing.assert_close(pieces, F.linear(hidden, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+class Head(nn.Module):
+    """A language model that is nothing but its output head."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.head
+
+
+def test_what_is_neither_lookup_nor_product_sees_the_whole_perturbed_matrix() -> None:
+    class Positions(nn.Embedding):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.weight) + self.weight[0] + F.embedding(x, self.weight, max_norm=100.0)
+
+    table = Positions(6, 4)
+    p = perturber(nn.ModuleDict({"table": table}))
+    w = table.weight.detach() + 0.1 * draw((6, 4), stream_key(7, 2, 0, "table.weight"), "rademacher")
+    with torch.no_grad(), p.at(Direction(2), 0.1):
+        seen = table(torch.arange(6))
+    torch.testing.assert_close(seen, torch.relu(w) + w[0] + w)
 
 
 def test_order_of_parameters_does_not_matter() -> None:
