@@ -30,6 +30,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "full-stosign": {"method": {"kind": "full"}, "optimizer": {"kind": "stosign"}, "learning_rate": 3e-3},
     "full-muon": {"method": {"kind": "full"}, "optimizer": {"kind": "muon"}, "learning_rate": 1e-3},
     "lora-muon": {"method": {"kind": "lora"}, "optimizer": {"kind": "muon"}, "learning_rate": 1e-2},
+    "lora-pissa": {"method": {"kind": "lora", "init_lora_weights": "pissa"}, "learning_rate": 3e-3},
+    "lorsum": {"method": {"kind": "lorsum"}, "learning_rate": 3e-2},
+    "lorsum-lowrank": {"method": {"kind": "lorsum", "momentum_form": "lowrank"}, "learning_rate": 3e-2},
+    "lorsum-alternating": {"method": {"kind": "lorsum", "mode": "alternating"}, "learning_rate": 0.1},
+    "lorsum-gauss-seidel-shampoo": {
+        "method": {"kind": "lorsum", "mode": "gauss_seidel", "metric": "shampoo"},
+        "learning_rate": 3e-2,
+    },
+    "lora_muon": {"method": {"kind": "lora_muon"}, "learning_rate": 1e-2},
     "mezo": {"method": {"kind": "zo", "algorithm": "mezo"}, "learning_rate": 1e-3},
     "mezo-gaussian": {
         "method": {"kind": "zo", "algorithm": "mezo", "direction": "gaussian"},
@@ -167,7 +176,7 @@ def test_dtype_of_the_weights_is_kept_in_bf16(name: str) -> None:
     before = trial.weights()
     trial.run(0, 3)
     assert {key: tensor.dtype for key, tensor in trial.method.trainable.items()} == dtypes
-    adapter = name.startswith(("lora", "dora")) or name.endswith("adapter")
+    adapter = name.startswith(("lora", "lorsum", "dora")) or name.endswith("adapter")
     assert set(dtypes.values()) == {torch.float32 if adapter else torch.bfloat16}
     if name != "adanaged-snr":  # its first four steps only measure
         assert any(not torch.equal(before[key], value) for key, value in trial.weights().items())

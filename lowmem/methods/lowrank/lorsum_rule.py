@@ -96,7 +96,7 @@ class Lorsum:
 
     def update_(self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, t: int) -> None:
         now = Factors(pair.a.detach(), pair.b.detach())
-        metric, size = self._metric(gradient.observed, state, now, t)
+        metric, size = self._metric(gradient, state, now, t)
         damping = relative_damping(now, metric, max(lr * self.damping, JITTER), SMALLEST)
         terms = [(weight * (-lr / pair.scale) / size, term) for weight, term in self._average(pair, gradient, state, t)]
         moved = self._moved(now, terms, metric, damping, t)
@@ -121,14 +121,17 @@ class Lorsum:
             case _:
                 assert_never(self.mode)
 
-    def _metric(self, seen: Observed, state: dict[str, Tensor], now: Factors, t: int) -> tuple[Metric, Tensor]:
+    def _metric(self, gradient: PairGradient, state: dict[str, Tensor], now: Factors, t: int) -> tuple[Metric, Tensor]:
+        """Clipping counts as a smaller s, as AdamW's second moment sees clipped gradients."""
+        seen, clip = gradient.observed, gradient.clip
         if self.metric == "none":
             return unit(now.a)
         assert seen.squares is not None, "an observer of nothing"
         if self.metric == "kfac":
-            second = kfac(seen.squares.out, seen.squares.inn, seen.squares.count)
+            second = kfac(seen.squares.out * clip**2, seen.squares.inn, seen.squares.count)
         else:
-            second = shampoo(*seen.all_rows(), seen.squares.count)
+            x, s = seen.all_rows()
+            second = shampoo(x, s * clip, seen.squares.count)
         averaged = Second(
             average_(state["metric_out"], second.out, decay=self.metric_decay, t=t),
             average_(state["metric_inn"], second.inn, decay=self.metric_decay, t=t),

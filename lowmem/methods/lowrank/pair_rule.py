@@ -20,7 +20,7 @@ class PairGradient:
     b: Tensor
     """dLoss/dB (m, R) = scale GA', before clipping."""
     clip: float
-    """What clipping multiplies the gradient by, at most 1. Metrics see the gradient as it was."""
+    """What clipping multiplies the gradient by, at most 1."""
     observed: Observed
 
 

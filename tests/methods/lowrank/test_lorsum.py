@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -146,7 +148,7 @@ def test_no_half_step_raises_the_damped_objective(damping: float) -> None:
         values.append(objective(problem, Factors(a, now.b), damping))
         now = Factors(a, solve_b(problem.start, a, [(-1.0, problem.term)], problem.metric, both))
         values.append(objective(problem, now, damping))
-    assert all(after <= before + 1e-12 for before, after in zip(values, values[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in pairwise(values))
     assert values[-1] < values[0]
 
 
