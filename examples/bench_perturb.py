@@ -1,9 +1,9 @@
 """Speed of the perturbation kernels against plain copying, and with --aot what the Triton kernels need on GPUs.
 
-    python examples/bench_perturb.py [--quick] [--device cpu|cuda] [--threads 1]
+    python examples/bench_perturb.py [--quick] [--dtype bf16|fp32] [--device cpu|cuda] [--threads 1]
     python examples/bench_perturb.py --aot
 
-Each pass is timed in turn with a copy of the same tensor into the same buffer, both in bf16; a fraction is the median
+Each pass is timed in turn with a copy of the same tensor into the same buffer; a fraction is the median
 over rounds of (bytes read and written per second by the pass) / (the same of the copy of that round). The last line
 is one JSON object.
 """
@@ -27,6 +27,7 @@ import torch
 
 from lowmem.kernels import dispatch
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEY, ROUNDING = 0x1234_5678_9ABC_DEF0, 42
 TARGETS = (80, 86, 89, 90)
 
@@ -52,9 +53,9 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return clock() - start
 
 
-def measure(size: int, rounds: int, device: torch.device) -> dict[str, float]:
+def measure(size: int, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Median fractions of the copy's bandwidth, and that bandwidth in GB/s, for a `size` x `size` weight."""
-    weight = (torch.randn(size, size, device=device) * 0.02).bfloat16()
+    weight = (torch.randn(size, size, device=device) * 0.02).to(dtype)
     scratch = torch.empty_like(weight)
     copy = lambda: scratch.copy_(weight)  # noqa: E731
     timed = passes(weight, scratch)
@@ -120,6 +121,7 @@ def _usage(cubin: bytes) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller weight and fewer rounds")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--aot", action="store_true", help="compile the Triton kernels, run nothing")
@@ -132,10 +134,11 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    choice = dispatch.chosen(device, torch.bfloat16)
+    dtype = DTYPES[arguments.dtype]
+    choice = dispatch.chosen(device, dtype)
     size, rounds = (4096, 5) if arguments.quick else (8192, 15)
-    result = measure(size, rounds, device)
-    print(f"{choice.name} ({choice.reason}), {size} x {size} bf16, {arguments.threads} thread(s)")
+    result = measure(size, rounds, device, dtype)
+    print(f"{choice.name} ({choice.reason}), {size} x {size} {arguments.dtype}, {arguments.threads} thread(s)")
     for name, value in result.items():
         print(f"{name:28s} {value:8.2f}")
     machine = {
