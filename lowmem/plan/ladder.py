@@ -1,7 +1,7 @@
 """The candidates: every way of training a model, from the best expected quality down, and what each costs in time.
 
     1  all weights by back-propagation
-    2  LoRA on the base in the run's dtype
+    2  LoRA on the base in the run's dtype, by any of its update rules
     3  LoRA on an int8 base; all weights by plain SGD
     4  LoRA on an nf4 base
     5  zeroth order on all weights
@@ -18,13 +18,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lowmem.config.method import AutoMethod, LoraMethod, ZoMethod
+from lowmem.config.method import AdapterMethod, AutoMethod, LoraMethod, Method, ZoMethod
 from lowmem.config.quantization import NoQuantization
 from lowmem.config.run import RunConfig
 
 RIDGE_TOKENS = 156
 """Tokens at which a bf16 matmul on an A100 is half bound by reading weights: 312 TFLOP/s over 2.0 TB/s, 1 token = 1
 FLOP per byte of weights."""
+
+
+ADAPTERS = ("lora", "lorsum", "lora_muon")
+"""Kinds of methods that train an adapter by back-propagation."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Rung:
     @property
     def adapts(self) -> bool:
         """Whether an adapter is trained, and not the weights."""
-        return self.kind == "lora" or self.changes["method"].get("train_adapter") is not None
+        return self.kind in ADAPTERS or self.changes["method"].get("train_adapter") is not None
 
     @property
     def back_propagates(self) -> bool:
@@ -69,17 +73,34 @@ def rungs(config: RunConfig) -> tuple[Rung, ...]:
     optimizer = config.optimizer.model_dump(mode="json")
     others = [name for name in ("adamw", "sgd") if name != optimizer["kind"]]
     prompted = "for prompted tasks; ten to a hundred times as many steps"
+    adamw = {"kind": "adamw"}
+    bases = {"": (2, plain), " on int8": (3, int8), " on nf4": (4, nf4)}
     ladder = [
         Rung(f"full, {optimizer['kind']}", 1, _keys({"kind": "full"}, plain, optimizer)),
         *(Rung(f"full, {name}", 3, _keys({"kind": "full"}, plain, {"kind": name})) for name in others),
-        Rung("lora", 2, _keys(lora, plain, optimizer)),
-        Rung("lora on int8", 3, _keys(lora, int8, optimizer)),
-        Rung("lora on nf4", 4, _keys(lora, nf4, optimizer)),
+        *(Rung(f"lora{name}", tier, _keys(lora, base, optimizer)) for name, (tier, base) in bases.items()),
+        *(
+            Rung(f"{kind}{name}", tier, _keys(_adapter(method, kind), base, adamw))
+            for kind in _paired(method)
+            for name, (tier, base) in bases.items()
+        ),
         Rung("zo", 5, _keys(whole, plain, optimizer), prompted),
         Rung("zo on lora", 5, _keys(on_adapter, plain, optimizer), prompted),
         Rung("zo on lora on nf4", 6, _keys(on_adapter, nf4, optimizer), prompted),
     ]
     return tuple(sorted(ladder, key=lambda rung: rung.tier))
+
+
+def _paired(method: Method) -> tuple[str, ...]:
+    """Adapter methods with an update rule of their own: shown where they are asked for, since they cost a row each."""
+    asked = method.allow if isinstance(method, AutoMethod) else (method.kind,)
+    return tuple(kind for kind in ADAPTERS[1:] if kind in asked)
+
+
+def _adapter(method: Method, kind: str) -> dict[str, Any]:
+    if method.kind == kind:
+        return method.model_dump(mode="json")
+    return {"kind": kind, "lora_r": method.lora_r} if isinstance(method, AutoMethod | AdapterMethod) else {"kind": kind}
 
 
 def allowed(config: RunConfig, rung: Rung) -> bool:

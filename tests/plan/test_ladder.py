@@ -101,6 +101,20 @@ def test_an_explicit_method_allows_itself_alone() -> None:
     assert apply(config, chosen, examples=8, checkpointing=False) == config
 
 
+@pytest.mark.parametrize("kind", ["lorsum", "lora_muon"])
+def test_adapter_methods_with_their_own_rule_have_rungs_where_they_are_asked_for(kind: str) -> None:
+    config = run_config(method={"kind": kind, "lora_r": 32, "momentum": 0.5}, quantization={"kind": "nf4"})
+    (name,) = [rung.name for rung in rungs(config) if allowed(config, rung)]
+    assert name == f"{kind} on nf4"
+    chosen = next(rung for rung in rungs(config) if rung.name == name)
+    assert chosen.adapts
+    assert apply(config, chosen, examples=8, checkpointing=False) == config
+    auto = run_config(method={"kind": "auto", "allow": [kind], "lora_r": 4})
+    (rung,) = [rung for rung in rungs(auto) if allowed(auto, rung)]
+    assert apply(auto, rung, examples=8, checkpointing=False).method.model_dump()["lora_r"] == 4
+    assert not any(rung.kind == kind for rung in rungs(run_config()))
+
+
 def test_auto_allows_what_it_lists() -> None:
     def names(**keys: object) -> set[str]:
         config = run_config(method={"kind": "auto", **keys})
