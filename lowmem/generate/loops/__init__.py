@@ -1,0 +1,1 @@
+"""Noticing, token by token, that a text repeats itself."""
