@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lowmem
-from lowmem.cli import chat, demo, doctor, evaluate, generate, init, plan, render, train
+from lowmem.cli import batch, chat, demo, doctor, evaluate, generate, init, plan, render, train
 from lowmem.errors import LowmemError
 
 INTERRUPTED = 130
@@ -74,3 +74,4 @@ app.command("chat")(chat.chat)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
+app.add_typer(batch.app)

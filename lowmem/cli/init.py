@@ -22,14 +22,20 @@ def init(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this new file instead of stdout.")
     ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="A batch instead: three learning rates of one config, and an evaluation.")
+    ] = False,
 ) -> None:
-    """Print a commented config that runs as it is.
+    """Print a commented config that runs as it is; with --batch, a file of jobs for `lowmem batch run`.
 
-    Example: lowmem init --method mezo --model facebook/opt-1.3b --dataset train.jsonl > run.yaml
+    Examples: lowmem init --method mezo --model facebook/opt-1.3b --dataset train.jsonl > run.yaml ·
+    lowmem init --batch > jobs.yaml
     """
-    from lowmem.jobs.init import init_yaml
+    from lowmem.jobs.init import BATCH, DATASET, MODEL, init_yaml
 
-    text = init_yaml(method=method, model=model, dataset=dataset)
+    if batch and (method, model, dataset) != ("lora", MODEL, DATASET):
+        raise typer.BadParameter("--batch prints jobs; --method, --model and --dataset belong to the config they name")
+    text = BATCH if batch else init_yaml(method=method, model=model, dataset=dataset)
     if output is None:
         render.result(text)
         return
@@ -38,4 +44,4 @@ def init(
             file.write(text)
     except FileExistsError as error:
         raise typer.BadParameter(f"{output} exists and is left as it is; choose another name") from error
-    render.message(f"wrote {output}; next: lowmem train {output}")
+    render.message(f"wrote {output}; next: lowmem {'batch run' if batch else 'train'} {output}")

@@ -27,6 +27,10 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 def reference() -> str:
     """The reference of all verbs as Markdown."""
     verbs = [_verb(str(command.name), command.callback) for command in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        inner = group.typer_instance
+        verbs += [_verb(f"{inner.info.name} {command.name}", command.callback) for command in inner.registered_commands]
     return "\n".join([_HEAD, *verbs])
 
 

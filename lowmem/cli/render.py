@@ -54,7 +54,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
         drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    console = _console(sys.stdout)
+    console = console_of(sys.stdout)
     with console.capture() as capture:
         console.print(drawn)
     result("\n".join(line.rstrip() for line in capture.get().splitlines()))
@@ -75,7 +75,7 @@ def metrics(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mappi
 @contextmanager
 def progress() -> Iterator[Sink]:
     """Events drawn on stderr: a bar on a terminal, else one line now and then."""
-    console = _console(sys.stderr)
+    console = console_of(sys.stderr)
     if not console.is_terminal:
         yield PlainProgress(sys.stderr)
         return
@@ -83,13 +83,13 @@ def progress() -> Iterator[Sink]:
         yield live
 
 
-def _console(stream: Any) -> Console:
+def console_of(stream: Any) -> Console:
     terminal = stream.isatty()
     return Console(file=stream, force_terminal=terminal, width=None if terminal else PLAIN_WIDTH, highlight=False)
 
 
 def _write_error(text: Text) -> None:
-    console = _console(sys.stderr)
+    console = console_of(sys.stderr)
     if console.is_terminal:
         console.print(text, soft_wrap=True)
     else:

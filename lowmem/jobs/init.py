@@ -74,6 +74,18 @@ output_dir: {output}
 """
 
 
+BATCH = """\
+jobs:
+  tune:
+    train: tiny-demo                          # a run's config: your file, or a preset
+    set: {max_steps: 60}                      # keys that replace the config's
+    matrix: {learning_rate: [1e-3, 3e-3, 1e-2]}   # a job for each; more keys make a grid
+  check:
+    eval: ${jobs.tune.output_dir}             # after each of them
+"""
+"""`lowmem init --batch`: three learning rates, each with its evaluation."""
+
+
 def init_yaml(*, method: str = "lora", model: str = MODEL, dataset: str = DATASET) -> str:
     """A commented config. `dataset` is a file, a folder, a hub id or the name of a procedural family.
 

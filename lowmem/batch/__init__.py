@@ -1,0 +1,1 @@
+"""Many runs from one file: expanded, planned, packed by memory, and remembered through crashes and reboots."""
