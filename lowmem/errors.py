@@ -56,6 +56,10 @@ class NonFiniteError(LowmemError):
     """The loss or the gradient stayed NaN or infinite."""
 
 
+class DivergenceError(LowmemError):
+    """The processes of one run no longer hold the same weights."""
+
+
 class Interrupted(LowmemError):
     """The run was asked to stop; a full checkpoint has been written."""
 

@@ -29,6 +29,7 @@ class RunStarted:
     trainable_parameters: int
     total_parameters: int
     resumed_from: str | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True)

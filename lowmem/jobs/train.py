@@ -19,7 +19,7 @@ from lowmem.config.run import RunConfig
 from lowmem.data.dataset import EncodedDataset, open_dataset
 from lowmem.data.preview import preview
 from lowmem.data.train_batches import TrainBatches
-from lowmem.errors import Interrupted
+from lowmem.errors import CheckpointError, Interrupted
 from lowmem.evaluate.evaluate import evaluate_dataset
 from lowmem.events import EvalDone, Event, Notice, RunFinished, RunStarted, Sink
 from lowmem.generate.generate import Prompt, generate_batch
@@ -34,6 +34,7 @@ from lowmem.models.modes import eval_mode
 from lowmem.models.source import ModelSource, pick_device
 from lowmem.report.html import write_report
 from lowmem.train.checkpoint import CheckpointStore
+from lowmem.train.distributed import DataParallel, Follower, Group
 from lowmem.train.environment import environment
 from lowmem.train.limits import Halvings, StepLimit
 from lowmem.train.loop import LoopResult, LoopSettings, Metrics, Progress, restore, run_loop
@@ -80,8 +81,20 @@ def train(config: RunConfig, *, sink: Sink, resume: bool | Path = False, overwri
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    group = Group.join(pick_device(config.device))
+    try:
+        if group.leads:
+            return _lead(config, group, sink=sink, resume=resume, overwrite=overwrite)
+        return _follow(config, group, resume=resume)
+    finally:
+        group.leave()
+
+
+def _lead(config: RunConfig, group: Group, *, sink: Sink, resume: bool | Path, overwrite: bool) -> TrainReport:
+    """The only process, or the first of several: it writes the run folder."""
     config, plan = resolve(config, sink)
     folder = open_run_folder(config, resume=bool(resume), overwrite=overwrite)
+    group.barrier()
     if plan is not None:
         write_atomically(folder / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1))
     write_atomically(folder / "env.json", json.dumps(environment(), indent=1))
@@ -105,7 +118,9 @@ def train(config: RunConfig, *, sink: Sink, resume: bool | Path = False, overwri
     try:
         if resume and checkpoint is None:
             emit(Notice("no checkpoint was written yet: the run starts from the beginning"))
-        job = _Job(config, folder, emit)
+        job = _Job(config, folder, emit, group)
+        if checkpoint:
+            _check_processes(folder, group)
         progress = restore(job.method, checkpoint) if checkpoint else Progress()
         result = job.run(store, progress, resumed_from=start.name if start else None)
         job.export()
@@ -117,6 +132,34 @@ def train(config: RunConfig, *, sink: Sink, resume: bool | Path = False, overwri
         record.close()
     write_report(folder)
     return _report(folder, result)
+
+
+def _follow(config: RunConfig, group: Group, *, resume: bool | Path) -> TrainReport:
+    """A further process of a run: the same steps, and nothing written."""
+
+    def nowhere(event: Event) -> None:
+        """Process 0 tells what happens."""
+
+    config, _ = resolve(config, nowhere)
+    group.barrier()  # the folder is opened, and emptied if asked, by process 0
+    folder = Path(config.output_dir)
+    store = Follower(folder / "checkpoints", keep=config.save_total_limit)
+    start = (resume if isinstance(resume, Path) else store.latest()) if resume else None
+    job = _Job(config, folder, nowhere, group)
+    progress = restore(job.method, store.load(start)) if start is not None else Progress()
+    result = job.run(store, progress, resumed_from=start.name if start else None)
+    return TrainReport(folder, {}, result.after, result.steps, 0.0, result.peak_bytes, result.reason)
+
+
+def _check_processes(folder: Path, group: Group) -> None:
+    """Raises `CheckpointError` when another number of processes, with other batches, would continue the run."""
+    started = [r for r in read_metrics(folder / "metrics.jsonl") if r["event"] == RunStarted.__name__]
+    before = int(started[-1].get("processes", 1)) if started else group.world
+    if before != group.world:
+        raise CheckpointError(
+            f"--resume: the run in {folder} was trained by {before} processes, whose batches {group.world} would not "
+            f"repeat; use torchrun --nproc-per-node {before}, or start again with --overwrite"
+        )
 
 
 def dry_run(config: RunConfig, *, sink: Sink) -> DryRun:
@@ -140,17 +183,18 @@ def dry_run(config: RunConfig, *, sink: Sink) -> DryRun:
 class _Job:
     """One run's objects, built in the order in which they fail cheaply: data before weights, checks before steps."""
 
-    def __init__(self, config: RunConfig, folder: Path, sink: Sink) -> None:
-        self._config, self._folder, self._sink = config, folder, sink
-        self._device = pick_device(config.device)
+    def __init__(self, config: RunConfig, folder: Path, sink: Sink, group: Group) -> None:
+        self._config, self._folder, self._sink, self._group = config, folder, sink, group
+        self._device = group.device(pick_device(config.device))
         source = ModelSource.from_config(config)
         tokenizer = load_tokenizer(source)
         kind = load_config(source).model_type
-        self._batches = _train_batches(config, tokenizer, kind, device=self._device, sink=sink)
+        self._batches = _train_batches(config, tokenizer, kind, device=self._device, sink=sink, processes=group.world)
         self._eval_sets = name_apart([_open(config, section, tokenizer, kind, sink) for section in config.eval_dataset])
         self._loaded: LoadedModel = load_model(source, device=self._device, sink=sink)
+        method = build_method(config, self._loaded.model)
         self.method = MeasuredFirstStep(
-            build_method(config, self._loaded.model),
+            method if group.world == 1 else DataParallel(method, group),
             self._loaded.model,
             vocabulary=self._loaded.model.config.vocab_size,
         )
@@ -167,6 +211,7 @@ class _Job:
         self._sink(
             RunStarted(
                 method=self.method.title,
+                processes=self._group.world,
                 total_steps=total,
                 start_step=progress.step,
                 trainable_parameters=sum(t.numel() for t in self.method.trainable.values()),
@@ -197,8 +242,9 @@ class _Job:
             limit=self._limit(),
             sink=self._sink,
             progress=progress,
+            agree=lambda stop: self._group.either(stop, self._device),
         )
-        if self.method.peaks:
+        if self.method.peaks and self._group.leads:
             predicted = predict_step(config, self._batches.micro_batches(start))
             record = compare(self.method.peaks, predicted)
             write_atomically(self._folder / "memory.json", json.dumps(record, indent=1))
@@ -220,7 +266,8 @@ class _Job:
             self.method,
             budget=tensor_budget(self._config),
             device=self._device,
-            concessions=[Halvings(self._batches.halve), self._recompute],
+            # Several processes would have to concede together: there, memory that runs out ends the run.
+            concessions=[Halvings(self._batches.halve), self._recompute] if self._group.world == 1 else [],
         )
 
     def _recompute(self) -> str | None:
@@ -292,11 +339,12 @@ def _train_batches(
     *,
     device: torch.device,
     sink: Sink,
+    processes: int = 1,
 ) -> TrainBatches:
     return TrainBatches(
         [_open(config, section, tokenizer, model_type, sink) for section in config.dataset],
         batch_size=config.per_device_train_batch_size,
-        accumulation=config.gradient_accumulation_steps,
+        accumulation=config.gradient_accumulation_steps * processes,
         seed=config.seed,
         pad_id=pad_id(tokenizer),
         device=device,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lowmem.data.batch import Batch
 from lowmem.errors import ConfigError
 from lowmem.kernels.reference import stream_key
+from lowmem.methods.sharding import ShardedLoss
 from lowmem.methods.tensors import scalar
 from lowmem.models.loss import LossFn
 
@@ -17,18 +18,22 @@ from lowmem.models.loss import LossFn
 def accumulate(loss_fn: LossFn, micro_batches: Sequence[Batch], *, seed: int, step: int) -> float:
     """`.grad` of every trained parameter holds the gradient of the mean loss; returns that mean.
 
-    Each micro-batch contributes its *sum* over the weight of all of them, so unequal sizes do not matter.
+    Each micro-batch contributes its *sum* over the weight of all of them, so unequal sizes do not matter. Under a
+    `ShardedLoss` this process computes some of them, and both results are sums over all processes.
     """
+    sharded = loss_fn if isinstance(loss_fn, ShardedLoss) else None
     weight = sum(batch.weight for batch in micro_batches)
     loss = 0.0
     for index, batch in enumerate(micro_batches):
+        if sharded is not None and not sharded.mine(index):
+            continue
         # Dropout is the only draw inside the model: seeding it per micro-batch makes resume exact.
         with torch.random.fork_rng(devices=[batch.input_ids.device] if batch.input_ids.is_cuda else []):
             torch.manual_seed(stream_key(seed, step, index, "", "dropout") >> 1)
             total = loss_fn(batch).total / weight
             total.backward()  # type: ignore[no-untyped-call]
         loss += scalar(total)
-    return loss
+    return loss if sharded is None else sharded.sum_gradients(loss)
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:

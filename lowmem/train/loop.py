@@ -95,10 +95,12 @@ def run_loop(
     limit: MemoryLimit,
     sink: Sink,
     progress: Progress,
+    agree: Callable[[bool], bool] = bool,
 ) -> LoopResult:
     """Trains from `progress.step` to the end of the schedule, after a rehearsal on the longest batch.
 
     `evaluate` returns metrics by dataset, the first being the one that decides best checkpoint and early stopping.
+    `agree` tells whether any process of the run was asked to stop, so that all stop after the same step.
     Raises `Interrupted` after SIGINT or SIGTERM, once a full checkpoint is on disk, and `OutOfMemoryError` when a step
     does not fit after everything that `limit` can concede.
     """
@@ -151,13 +153,15 @@ def run_loop(
                     reason = "early_stopping"
 
             # Save: every `save_steps`, and when asked to stop.
+            stopping = agree(stop.signal is not None)
             periodic = bool(settings.save_steps) and progress.step % (settings.save_steps or 1) == 0
-            if not last and (periodic or stop.signal):
+            if not last and (periodic or stopping):
                 _save(method, store, progress, sink, reason="periodic" if periodic else "interrupted")
-            if not last and stop.signal:
+            if not last and stopping:
                 sink(RunFinished(progress.step, "interrupted", time.monotonic() - started, meter.peak()))
+                by = stop.signal or "another process"
                 raise Interrupted(
-                    f"stopped by {stop.signal} after step {progress.step} of {total}; a full checkpoint is in "
+                    f"stopped by {by} after step {progress.step} of {total}; a full checkpoint is in "
                     f"{store.path(progress.step)}; continue with --resume"
                 )
             if progress.step % settings.logging_steps == 0:

@@ -59,6 +59,11 @@ class PairDescent:
         return self._title
 
     @property
+    def observes(self) -> str:
+        """What the rule sees of the tokens besides their gradients."""
+        return self._rule.observes
+
+    @property
     def trainable(self) -> dict[str, Tensor]:
         return dict(self._parameters)
 

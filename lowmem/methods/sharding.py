@@ -1,0 +1,127 @@
+"""One step of a method over several processes, each of which computes some of the micro-batches.
+
+Every process holds the whole list of micro-batches (rows of token ids, cheap) and computes those whose turn is its
+own. First order: the gradients are summed before the update. Zeroth order: only the losses travel, B numbers a probe,
+and since every example's sum of fp64 losses keeps its place, N processes see the numbers that one process sees, to the
+last bit. All processes then make the same update of the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.data.batch import Batch
+from lowmem.errors import ConfigError
+from lowmem.methods.base import Method
+from lowmem.models.loss import LossFn, LossSums
+
+
+class Shards(Protocol):
+    """The processes of a run."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    def sum_(self, tensor: Tensor) -> None:
+        """`tensor` is the sum over all processes, in each of them, bit for bit the same."""
+        ...
+
+
+class ShardedLoss:
+    """`LossFn` for `accumulate`: also says which micro-batches are this process's, and sums over all processes."""
+
+    def __init__(self, loss_fn: LossFn, shards: Shards, parameters: Sequence[nn.Parameter]) -> None:
+        self._loss_fn, self._shards, self._parameters = loss_fn, shards, parameters
+
+    def __call__(self, batch: Batch) -> LossSums:
+        return self._loss_fn(batch)
+
+    def mine(self, index: int) -> bool:
+        return index % self._shards.world == self._shards.rank
+
+    def sum_gradients(self, loss: float) -> float:
+        """Every `.grad` is the sum over the processes, None where no process has one; returns the sum of `loss`."""
+        device = self._parameters[0].device
+        met = torch.tensor([float(p.grad is not None) for p in self._parameters] + [loss], dtype=torch.float64)
+        met = met.to(device)
+        self._shards.sum_(met)
+        *counts, total = met.tolist()
+        for parameter, count in zip(self._parameters, counts, strict=True):
+            if not count:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            self._shards.sum_(parameter.grad)
+        return float(total)
+
+
+class SharedProbes:
+    """`LossFn` without gradients: whenever the first of `micro_batches` is asked for, each process computes its own,
+    all losses are exchanged at once, and every call of that round returns what some process computed."""
+
+    def __init__(self, loss_fn: LossFn, shards: Shards, micro_batches: Sequence[Batch]) -> None:
+        self._loss_fn, self._shards, self._batches = loss_fn, shards, list(micro_batches)
+        self._round: list[LossSums] = []
+
+    def __call__(self, batch: Batch) -> LossSums:
+        index = next(i for i, known in enumerate(self._batches) if known is batch)
+        if index == 0:
+            self._round = self._exchange()
+        return self._round[index]
+
+    def _exchange(self) -> list[LossSums]:
+        sizes = [batch.examples for batch in self._batches]
+        numbers = torch.zeros(2, sum(sizes), dtype=torch.float64, device=self._batches[0].input_ids.device)
+        start = 0
+        for index, (size, batch) in enumerate(zip(sizes, self._batches, strict=True)):
+            if index % self._shards.world == self._shards.rank:
+                sums = self._loss_fn(batch)
+                numbers[0, start : start + size] = sums.per_example
+                numbers[1, start : start + size] = sums.counts
+            start += size
+        self._shards.sum_(numbers)  # the others hold zeros there: adding them is exact
+        return [LossSums(*part) for part in numbers.split(sizes, dim=1)]
+
+
+def refuse_unless_shardable(method: Method) -> None:
+    """Raises `ConfigError` naming the reason when several processes would not make the same step of `method`."""
+    from lowmem.methods.first_order import FirstOrder
+    from lowmem.methods.lowrank.descent import PairDescent
+    from lowmem.methods.zo.zeroth_order import ZerothOrder
+
+    match method:
+        case ZerothOrder() | FirstOrder():
+            return
+        case PairDescent(observes="nothing"):
+            return
+        case PairDescent():
+            reason = "its metric is measured on the tokens of one process; use metric: none"
+        case _:
+            reason = "its update uses gradients before they are summed over the processes"
+    raise ConfigError(
+        f"torchrun: {method.title} cannot be split over processes: {reason}, or method.kind: full, lora or zo, "
+        "or a single process"
+    )
+
+
+def trained(method: Method) -> list[nn.Parameter]:
+    """What gradients are summed for."""
+    return [p for p in method.trainable.values() if isinstance(p, nn.Parameter)]
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> int:
+    """A 63-bit hash of all bytes, in order."""
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        for piece in torch.split(tensor.detach().reshape(-1).contiguous().view(torch.uint8), 2**24):
+            digest.update(piece.cpu().numpy().data)
+    return int.from_bytes(digest.digest(), "little") >> 1
