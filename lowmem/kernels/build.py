@@ -90,9 +90,10 @@ def load(path: Path) -> ctypes.CDLL:
     library.lowmem_perturb.argtypes = (*pointers, *sizes, c_int, *direction, c_uint64, c_float, c_int, c_int)
     library.lowmem_perturb.restype = c_int64
     terms = (c_void_p, c_void_p, c_int64)
+    steps = (c_void_p, c_void_p, c_int64)
     library.lowmem_update.argtypes = (
         *(c_void_p, c_int64, c_int64, c_int64, c_int),
-        *(*direction, *terms, c_float, c_uint64, c_int, c_int),
+        *(*direction, *terms, *steps, c_float, c_int, c_int),
     )
     library.lowmem_update.restype = None
     return library

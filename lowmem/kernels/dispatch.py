@@ -22,7 +22,7 @@ from lowmem.errors import KernelUnavailable
 from lowmem.kernels import native, reference
 from lowmem.kernels.build import LEVELS
 from lowmem.kernels.noise import Kind, LowRank, Rows, stream_key
-from lowmem.kernels.reference import stochastic_round
+from lowmem.kernels.reference import Update, stochastic_round
 
 __all__ = [
     "Choice",
@@ -34,6 +34,7 @@ __all__ = [
     "direction",
     "perturbed",
     "perturbed_pair",
+    "replay_",
     "stochastic_round",
     "stream_key",
     "update_",
@@ -159,3 +160,9 @@ def update_(
     """In place `W <- round(W (1 - decay) - sum_j coef_j z_j)`, in one pass; see `reference.update_`."""
     module = _implementation(weight.device, weight.dtype)
     module.update_(weight, terms, kind, rounding_key=rounding_key, decay=decay)
+
+
+def replay_(weight: Tensor, updates: Sequence[Update], kind: Kind, *, decay: float = 0.0) -> None:
+    """In place every one of `updates`, each (terms, rounding key), in order, bit for bit as calls of `update_` would."""
+    module = _implementation(weight.device, weight.dtype)
+    module.replay_(weight, updates, kind, decay=decay)

@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from lowmem.errors import KernelUnavailable
 from lowmem.kernels.build import LEVELS, build, load
 from lowmem.kernels.noise import Kind, LowRank, Rows, fp32, matrix_shape, row_numbers
-from lowmem.kernels.reference import as_matrix, result
+from lowmem.kernels.reference import Update, as_matrix, result
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RADEMACHER, _GAUSSIAN, _LOW_RANK = range(3)
@@ -76,9 +77,17 @@ def update_(
     weight: Tensor, terms: Sequence[tuple[int, float]], kind: Kind, *, rounding_key: int, decay: float = 0.0
 ) -> None:
     """`reference.update_` on the CPU: the weight is read and written once, whatever the number of terms."""
-    keys, coefs = [_signed(key) for key, _ in terms], [coef for _, coef in terms]
+    replay_(weight, [(terms, rounding_key)], kind, decay=decay)
+
+
+def replay_(weight: Tensor, updates: Sequence[Update], kind: Kind, *, decay: float = 0.0) -> None:
+    """`reference.replay_` on the CPU: the weight is read and written once, whatever the number of updates."""
+    keys = [_signed(key) for terms, _ in updates for key, _ in terms]
+    coefs = [coef for terms, _ in updates for _, coef in terms]
+    ends = list(accumulate(len(terms) for terms, _ in updates))
+    rounding = [_signed(key) for _, key in updates]
     with torch.no_grad():
-        torch.ops.lowmem.update_(_matrix(weight), keys, coefs, *_code(kind), fp32(1.0 - decay), _signed(rounding_key))
+        torch.ops.lowmem.update_(_matrix(weight), keys, coefs, ends, *_code(kind), fp32(1.0 - decay), rounding)
 
 
 def _perturbed(
@@ -125,7 +134,8 @@ _OPS.define(
     " -> ()"
 )
 _OPS.define(
-    "update_(Tensor(a!) weight, int[] keys, float[] coefs, int kind, int rank, float keep, int rounding_key) -> ()"
+    "update_(Tensor(a!) weight, int[] keys, float[] coefs, int[] ends, int kind, int rank, float keep, "
+    "int[] rounding_keys) -> ()"
 )
 
 
@@ -151,14 +161,23 @@ def _perturb(
 
 
 def _update(
-    weight: Tensor, keys: list[int], coefs: list[float], kind: int, rank: int, keep: float, rounding_key: int
+    weight: Tensor,
+    keys: list[int],
+    coefs: list[float],
+    ends: list[int],
+    kind: int,
+    rank: int,
+    keep: float,
+    rounding_keys: list[int],
 ) -> None:
     key_array = (ctypes.c_uint64 * len(keys))(*(key % 2**64 for key in keys))
     coef_array = (ctypes.c_float * len(coefs))(*coefs)
+    end_array = (ctypes.c_int64 * len(ends))(*ends)
+    rounding_array = (ctypes.c_uint64 * len(ends))(*(key % 2**64 for key in rounding_keys))
     library().lowmem_update(
         *(weight.data_ptr(), *weight.shape, weight.stride(0), _TYPES[weight.dtype]),
         *(kind == _GAUSSIAN, rank, _unit(rank), key_array, coef_array, len(keys)),
-        *(keep, rounding_key % 2**64, level(), torch.get_num_threads()),
+        *(end_array, rounding_array, len(ends), keep, level(), torch.get_num_threads()),
     )
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "direction",
     "perturbed",
     "perturbed_pair",
+    "replay_",
     "stochastic_round",
     "stream_key",
     "update_",
@@ -106,6 +107,16 @@ def update_(
                 total = total + noise(numbers[row], col.start, width, key, kind) * fp32(coef)
             moved = matrix[row, col].float() * fp32(1.0 - decay) - total
             matrix[row, col] = _round(moved, weight.dtype, numbers[row], col.start, rounding_key)
+
+
+Update = tuple[Sequence[tuple[int, float]], int]
+"""Terms (key, coefficient) of one update, and its rounding key."""
+
+
+def replay_(weight: Tensor, updates: Sequence[Update], kind: Kind, *, decay: float = 0.0) -> None:
+    """In place every one of `updates`, in order: what a call of `update_` for each would leave, bit for bit."""
+    for terms, rounding_key in updates:
+        update_(weight, terms, kind, rounding_key=rounding_key, decay=decay)
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, key: int) -> Tensor:

@@ -94,6 +94,12 @@ def update_(
     return None
 
 
+def replay_(weight: Tensor, updates: Sequence[reference.Update], kind: Kind, *, decay: float = 0.0) -> None:
+    """`reference.replay_` on a GPU, one pass for each update."""
+    for terms, rounding_key in updates:
+        update_(weight, terms, kind, rounding_key=rounding_key, decay=decay)
+
+
 def _launch_perturb(
     matrix: Tensor, plus: Tensor, minus: Tensor | None, rows: Tensor | None, key: int, eps: float, kind: Kind
 ) -> None:

@@ -155,3 +155,16 @@ assert torch.set_flush_denormal(True)
 assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(both(), usual))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_level_replays_many_updates_with_the_bits_of_one_after_the_other(
+    level: str, kind: Kind, dtype: torch.dtype
+) -> None:
+    updates = [([(KEY, 1e-3), (OTHER, -2e-3)], ROUNDING), ([], OTHER), ([(OTHER, 0.1)], KEY)]
+    for shape in SHAPES:
+        once, apart = spread(shape, dtype), spread(shape, dtype)
+        native.replay_(once, updates, kind, decay=0.01)
+        reference.replay_(apart, updates, kind, decay=0.01)
+        assert torch.equal(once, apart)

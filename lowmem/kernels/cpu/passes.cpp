@@ -264,11 +264,13 @@ template <int TYPE> static void update_typed(const Update &job, const Part &part
     alignas(64) uint32_t noise[SEGMENT] = {};
     for_each_segment(part, job.kind, job.terms, job.count, [&](int64_t row, int64_t col, int width) {
         Place place = {col, uint32_t(row)};
-        memset(shift, 0, sizeof shift);
-        for (int64_t i = 0; i < job.count; i++)
-            put_direction<true>(shift, place, width, job.terms[i], part.right + job.kind.rank * i * SEGMENT, job.kind);
-        if (TYPE != FLOAT32) rounding_noise(noise, place, width, job.rounding_key);
-        move<TYPE>((Stored *)job.weight + row * job.stride + col, shift, noise, job.keep, width);
+        for (int64_t step = 0, i = 0; step < job.steps; step++) {
+            memset(shift, 0, sizeof shift);
+            for (; i < job.ends[step]; i++)
+                put_direction<true>(shift, place, width, job.terms[i], part.right + job.kind.rank * i * SEGMENT, job.kind);
+            if (TYPE != FLOAT32) rounding_noise(noise, place, width, job.rounding_keys[step]);
+            move<TYPE>((Stored *)job.weight + row * job.stride + col, shift, noise, job.keep, width);
+        }
     });
 }
 

@@ -51,10 +51,12 @@ struct Update {
     int64_t stride;
     int type;
     Direction kind;
-    const Term *terms;
+    const Term *terms;  // of all steps, in order
     int64_t count;
+    const int64_t *ends;            // of every step: where its terms end
+    const uint64_t *rounding_keys;  // of every step
+    int64_t steps;
     float keep;
-    uint64_t rounding_key;
 };
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -144,12 +146,13 @@ extern "C" int64_t lowmem_perturb(const void *weight, void *plus, void *minus, c
     return -1;
 }
 
+// Many updates in one pass: a segment of weights takes the steps one after the other while it stays in the cache.
 extern "C" void lowmem_update(void *weight, int64_t rows, int64_t cols, int64_t stride, int type, int gaussian, int rank,
-                              float unit, const uint64_t *keys, const float *coefs, int64_t count, float keep,
-                              uint64_t rounding_key, int level, int threads) {
+                              float unit, const uint64_t *keys, const float *coefs, int64_t count, const int64_t *ends,
+                              const uint64_t *rounding_keys, int64_t steps, float keep, int level, int threads) {
     std::vector<Term> terms;
     for (int64_t i = 0; i < count; i++) terms.push_back({keys[i], coefs[i]});
-    Update job = {weight, stride, type, {gaussian, rank, unit}, terms.data(), count, keep, rounding_key};
+    Update job = {weight, stride, type, {gaussian, rank, unit}, terms.data(), count, ends, rounding_keys, steps, keep};
     in_threads(rows, cols, count, rank, threads, [&](const Part &part) {
 #if defined(__x86_64__)
         if (level == AVX512) return avx512::update(job, part);
