@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lowmem.config.base import Section
 
@@ -45,7 +45,7 @@ class LorsumMethod(AdapterMethod):
     """Both factors at once, one per step, or one after the other (gauss_seidel: keeps every layer's tokens)."""
     sweeps: PositiveInt = 1
     """gauss_seidel: more = closer to the best low-rank step, slower."""
-    metric: Literal["kfac", "shampoo", "none"] = "kfac"
+    metric: Literal["tangent", "kfac", "shampoo", "none"] = "tangent"
     """How inputs and outputs are weighed. shampoo keeps every layer's tokens; none: learning rates of plain descent."""
     metric_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Weight of the past in the metric's average."""
@@ -82,10 +82,64 @@ class LoraMuonMethod(AdapterMethod):
     """Newton-Schulz iterations: more = singular values more equal, slower."""
 
 
+Clipping = Literal["exact", "per_layer", "none"]
+
+
 class FullMethod(Section):
     """Every weight is trained by back-propagation: best quality, most memory."""
 
     kind: Literal["full"] = "full"
+    update: Literal["after_backward", "in_backward"] = "after_backward"
+    """in_backward frees every gradient as it is used; saves memory only with gradient_accumulation_steps: 1."""
+    clipping: Clipping = "exact"
+    """in_backward: exact = global norm, by a second backward; per_layer = each tensor's own norm; none."""
+
+    @model_validator(mode="after")
+    def _clipping_belongs_to_in_backward(self) -> FullMethod:
+        if self.update == "after_backward" and self.clipping != "exact":
+            raise ValueError(
+                f"clipping: {self.clipping} belongs to update: in_backward; after_backward clips by the global norm, "
+                "or not at all with max_grad_norm: null"
+            )
+        return self
+
+
+class ProjectedMethod(Section):
+    """What methods share that train whole matrices through a low-rank view of their gradients, inside backward."""
+
+    rank: PositiveInt = 128
+    """Rank of the view. Higher = closer to full finetuning, more memory."""
+    period: PositiveInt = 200
+    """Updates between two looks for a new basis (of each matrix; they take turns)."""
+    clipping: Clipping = "exact"
+    """By max_grad_norm. exact: global norm, projected gradients wait for it and a failed step can be repeated.
+    per_layer: each tensor by its own norm, least memory."""
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of bases and optimizer state; bf16 halves them, rounded stochastically."""
+
+
+class GaloreMethod(ProjectedMethod):
+    """Every weight, matrices through a low-rank view of the gradient (GaLore). Drops what the view does not show;
+    gum corrects that. `optimizer` works inside the view."""
+
+    kind: Literal["galore"] = "galore"
+    scale: PositiveFloat = 0.25
+    """Multiplies the step of projected matrices, as published."""
+
+
+class GumMethod(ProjectedMethod):
+    """Every weight, matrices by a Muon-like rule in a low-rank view, a few layers at a time in what it leaves out (GUM).
+    `optimizer` is for vectors and embeddings."""
+
+    kind: Literal["gum"] = "gum"
+    gamma: NonNegativeInt = 2
+    """Layers drawn per period for the full-rank branch; 0 = never, which is biased."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Weight of the past in the average of gradients."""
+    ns_gain: Literal["paper", "unbiased"] = "paper"
+    """unbiased also makes the mean step that of Muon, at layers / gamma times the variance."""
+    ns_steps: PositiveInt = 5
+    """Newton-Schulz iterations: more = singular values more equal, slower."""
 
 
 class ZoMethod(Section):
@@ -103,6 +157,9 @@ class ZoMethod(Section):
     """`adanaged`: extra probes (curvature, progress of the last step) every this many steps."""
     train_adapter: LoraMethod | None = None
     """Perturb only a LoRA adapter instead of all weights."""
+    snapshot_steps: PositiveInt | None = None
+    """Checkpoints hold 16 bytes a probe instead of the weights, but one in this many steps is full: more = smaller
+    checkpoints, longer to resume. Default: every one is full."""
 
     @model_validator(mode="after")
     def _eps_belongs_to_mezo(self) -> ZoMethod:
@@ -124,7 +181,7 @@ class AutoMethod(Section):
     """The planner takes the best method that fits `memory_budget`, or the device where no budget is given."""
 
     kind: Literal["auto"] = "auto"
-    allow: tuple[Literal["full", "lora", "lorsum", "lora_muon", "zo"], ...] = ("full", "lora", "zo")
+    allow: tuple[Literal["full", "gum", "galore", "lora", "lorsum", "lora_muon", "zo"], ...] = ("full", "lora", "zo")
     """Methods that may be chosen."""
     allow_quantization: tuple[Literal["int8", "nf4"], ...] = ()
     """Forms of the frozen base that may be chosen besides the run's dtype; fewer bits = less memory, some loss."""
@@ -133,5 +190,6 @@ class AutoMethod(Section):
 
 
 Method = Annotated[
-    LoraMethod | LorsumMethod | LoraMuonMethod | FullMethod | ZoMethod | AutoMethod, Field(discriminator="kind")
+    LoraMethod | LorsumMethod | LoraMuonMethod | FullMethod | GumMethod | GaloreMethod | ZoMethod | AutoMethod,
+    Field(discriminator="kind"),
 ]

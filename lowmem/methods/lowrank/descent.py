@@ -1,7 +1,9 @@
 """The step of rules that train the two factors of every adapter together (`pair_rule.PairRule`).
 
-Like `FirstOrder`: the gradient of the mean loss of the effective batch, clipped by the global norm of the factors'
-gradients, then one update per adapter. Whatever else is trained (PEFT can be asked for more) is refused.
+Like `FirstOrder`: the gradient of the mean loss of the effective batch, clipped by its global norm, then one update per
+adapter. The norm is that of the weights' gradients, as far as the adapters see them: the norm of the factors' own
+gradients grows with the factors, and clipping by it shortens steps as training goes on (measured: by a factor of six
+in twenty steps). Whatever else is trained (peft can be asked for more) is refused.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from torch import Tensor, nn
 
 from lowmem.data.batch import Batch
 from lowmem.errors import ConfigError
-from lowmem.methods.accumulate import accumulate, drop_gradients, gradient_norm
+from lowmem.methods.accumulate import accumulate, drop_gradients
 from lowmem.methods.base import MethodState, StepReport
 from lowmem.methods.lowrank.observe import Observed, Observer
 from lowmem.methods.lowrank.pair import Pair
 from lowmem.methods.lowrank.pair_rule import PairGradient, PairRule
-from lowmem.methods.tensors import SkipCounter, prefixed, restore_
+from lowmem.methods.tensors import SkipCounter, prefixed, restore_, scalar
 from lowmem.models.loss import LossFn
 
 
@@ -71,7 +73,7 @@ class PairDescent:
         try:
             with self._observer.watching() as observed:
                 loss = accumulate(loss_fn, micro_batches, seed=self._seed, step=step)
-            norm = gradient_norm(self._parameters.values())
+            norm = self._norm()
             skipped = not (math.isfinite(loss) and math.isfinite(norm))
             if not skipped:
                 self._update(observed, lr=lr, norm=norm)
@@ -98,15 +100,25 @@ class PairDescent:
     def export(self, folder: Path) -> None:
         self._exporter(folder)
 
+    def _gradient(self, pair: Pair, observed: Observed, clip: float) -> PairGradient:
+        a, b = pair.a.grad, pair.b.grad
+        if a is None or b is None:
+            raise ConfigError(f"method: the adapter of {pair.name} received no gradient; leave that layer out")
+        return PairGradient(a, b, observed, clip)
+
+    def _norm(self) -> float:
+        """Of the gradients of all adapted weights, tangent to the matrices of rank r."""
+        with torch.no_grad():
+            norms = [self._gradient(pair, Observed(), 1.0).tangent(pair).norm() for pair in self._pairs]
+            return scalar(torch.stack(norms).norm())
+
     def _update(self, observed: dict[str, Observed], *, lr: float, norm: float) -> None:
         self._updates += 1
         clip = 1.0 if self._max_grad_norm is None else min(1.0, self._max_grad_norm / (norm + 1e-6))
         with torch.no_grad():
             for pair in self._pairs:
-                if pair.a.grad is None or pair.b.grad is None:
-                    continue
-                seen = PairGradient(pair.a.grad, pair.b.grad, clip, observed.pop(pair.name))
-                self._rule.update_(pair, seen, self._slots[pair.name], lr=lr, t=self._updates)
+                gradient = self._gradient(pair, observed.pop(pair.name), clip)
+                self._rule.update_(pair, gradient, self._slots[pair.name], lr=lr, t=self._updates)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = prefixed("weights", {name: p.detach() for name, p in self._parameters.items()})

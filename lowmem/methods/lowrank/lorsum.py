@@ -54,6 +54,10 @@ class Product:
     def onto_inn(self, a: Tensor) -> Tensor:
         return self.left @ (self.right @ a.T)
 
+    def norm(self) -> Tensor:
+        """Frobenius, a scalar, without forming T."""
+        return ((self.left.T @ self.left) * (self.right @ self.right.T)).sum().clamp_min(0).sqrt()
+
 
 @dataclass(frozen=True)
 class AtIterate:

@@ -46,26 +46,31 @@ from lowmem.methods.lowrank.lorsum import (
     relative_damping,
     solve_a,
     solve_b,
-    tangent,
 )
-from lowmem.methods.lowrank.metric import Kind, Second, average_, kfac, normalised, shampoo, unit
-from lowmem.methods.lowrank.observe import Observation, Observed
+from lowmem.methods.lowrank.metric import (
+    Kind,
+    Second,
+    average_,
+    kfac,
+    normalised,
+    of_product,
+    root_mean_square,
+    shampoo,
+    unit,
+)
+from lowmem.methods.lowrank.observe import Observation
 from lowmem.methods.lowrank.pair import Pair
-from lowmem.methods.lowrank.pair_rule import PairGradient
+from lowmem.methods.lowrank.pair_rule import JITTER, SMALLEST, PairGradient
 
 Mode = Literal["jacobi", "gauss_seidel", "alternating"]
 Momentum = Literal["factors", "lowrank"]
-JITTER = 1e-5
-"""Least relative damping: fp32 Gram matrices have errors of 1e-7 of their largest eigenvalue."""
-SMALLEST = 1e-20
-"""Absolute damping where a Gram matrix is zero, as B's is at the start: its right-hand side is zero too."""
 
 
 @dataclass(frozen=True)
 class Lorsum:
     mode: Mode = "jacobi"
     sweeps: int = 1
-    metric: Kind = "kfac"
+    metric: Kind = "tangent"
     momentum: float = 0.9
     momentum_form: Momentum = "factors"
     metric_decay: float = 0.99
@@ -96,7 +101,7 @@ class Lorsum:
 
     def update_(self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, t: int) -> None:
         now = Factors(pair.a.detach(), pair.b.detach())
-        metric, size = self._metric(gradient, state, now, t)
+        metric, size = self._metric(pair, gradient, state, t)
         damping = relative_damping(now, metric, max(lr * self.damping, JITTER), SMALLEST)
         terms = [(weight * (-lr / pair.scale) / size, term) for weight, term in self._average(pair, gradient, state, t)]
         moved = self._moved(now, terms, metric, damping, t)
@@ -121,28 +126,34 @@ class Lorsum:
             case _:
                 assert_never(self.mode)
 
-    def _metric(self, gradient: PairGradient, state: dict[str, Tensor], now: Factors, t: int) -> tuple[Metric, Tensor]:
-        """Clipping counts as a smaller s, as AdamW's second moment sees clipped gradients."""
-        seen, clip = gradient.observed, gradient.clip
+    def _metric(self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], t: int) -> tuple[Metric, Tensor]:
+        """The metric with mean one, and what the gradient is divided by besides."""
         if self.metric == "none":
-            return unit(now.a)
-        assert seen.squares is not None, "an observer of nothing"
-        if self.metric == "kfac":
-            second = kfac(seen.squares.out * clip**2, seen.squares.inn, seen.squares.count)
-        else:
-            x, s = seen.all_rows()
-            second = shampoo(x, s * clip, seen.squares.count)
+            return unit(pair.a.detach())
+        fresh = self._second(pair, gradient)
         averaged = Second(
-            average_(state["metric_out"], second.out, decay=self.metric_decay, t=t),
-            average_(state["metric_inn"], second.inn, decay=self.metric_decay, t=t),
+            average_(state["metric_out"], fresh.out, decay=self.metric_decay, t=t),
+            average_(state["metric_inn"], fresh.inn, decay=self.metric_decay, t=t),
         )
-        return normalised(averaged, power=self.power, floor=self.metric_floor)
+        metric, size = normalised(averaged, power=self.power, floor=self.metric_floor)
+        return metric, root_mean_square(averaged) if self.metric == "tangent" else size
+
+    def _second(self, pair: Pair, gradient: PairGradient) -> Second:
+        """This step's moments. Clipping counts as a smaller s, as AdamW's second moment sees clipped gradients."""
+        if self.metric == "tangent":
+            return of_product(gradient.tangent(pair))
+        squares, clip = gradient.observed.squares, gradient.clip
+        assert squares is not None, "an observer of nothing"
+        if self.metric == "kfac":
+            return kfac(squares.out * clip**2, squares.inn, squares.count)
+        x, s = gradient.observed.all_rows()
+        return shampoo(x, s * clip, squares.count)
 
     def _average(
         self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], t: int
     ) -> list[tuple[float, Term]]:
         """M_t as weighted terms; `state` then holds the average for the next step."""
-        known = AtIterate(gradient.a * (gradient.clip / pair.scale), gradient.b * (gradient.clip / pair.scale))
+        known = gradient.known(pair)
         keep, fresh = self.momentum, 1 - self.momentum
         bias = 1 - keep**t
         exact: Term = known
@@ -158,15 +169,14 @@ class Lorsum:
             out.lerp_(known.inn, fresh)
             return [(1 / bias, AtIterate(inn, out))]
         past: Term = Product(out.clone(), inn.clone())
-        self._extend_(pair, exact, state)
+        self._extend_(pair, gradient, exact, state)
         return [(fresh / bias, exact), (keep / bias, past)]
 
-    def _extend_(self, pair: Pair, exact: Term, state: dict[str, Tensor]) -> None:
+    def _extend_(self, pair: Pair, gradient: PairGradient, exact: Term, state: dict[str, Tensor]) -> None:
         """The product in `state` becomes the best of its rank near momentum * M + (1 - momentum) * G."""
         held = Factors(state["momentum_inn"], state["momentum_out"])
         if isinstance(exact, AtIterate):
-            now = Factors(pair.a.detach(), pair.b.detach())
-            exact = tangent(now, exact, relative_damping(now, Metric.plain(now.a), JITTER, SMALLEST))
+            exact = gradient.tangent(pair)
         fresh = 1 - self.momentum
         terms: Sum = [(-fresh, Product(held.b, held.a)), (fresh, exact)]
         plain = Metric.plain(held.a)

@@ -7,8 +7,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lowmem.methods.lowrank.lorsum import AtIterate, Factors, Metric, Product, relative_damping, tangent
 from lowmem.methods.lowrank.observe import Observation, Observed
 from lowmem.methods.lowrank.pair import Pair
+
+JITTER = 1e-5
+"""Least relative damping: fp32 Gram matrices have errors of 1e-7 of their largest eigenvalue."""
+SMALLEST = 1e-20
+"""Absolute damping where a Gram matrix is zero, as B's is at the start: its right-hand side is zero too."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +25,20 @@ class PairGradient:
     """dLoss/dA (R, n) = scale B'G, before clipping."""
     b: Tensor
     """dLoss/dB (m, R) = scale GA', before clipping."""
-    clip: float
-    """What clipping multiplies the gradient by, at most 1."""
     observed: Observed
+    clip: float = 1.0
+    """What clipping multiplies the gradient by, at most 1."""
+
+    def known(self, pair: Pair) -> AtIterate:
+        """B'G and GA', clipped, without alpha / r."""
+        factor = self.clip / pair.scale
+        return AtIterate(self.a * factor, self.b * factor)
+
+    def tangent(self, pair: Pair) -> Product:
+        """All that the two gradients tell about G, clipped: its part that moves within the matrices of rank r."""
+        now = Factors(pair.a.detach(), pair.b.detach())
+        damping = relative_damping(now, Metric.plain(now.a), JITTER, SMALLEST)
+        return tangent(now, self.known(pair), damping)
 
 
 class PairRule(Protocol):

@@ -26,7 +26,7 @@ def move(pair: Pair, *, lr: float, seed: int = 5) -> tuple[torch.Tensor, torch.T
     """G, and how much s B A changed by each factor's own step."""
     g = draw(M, N, seed=seed).float()
     a, b = pair.a.detach().clone(), pair.b.detach().clone()
-    gradient = PairGradient(pair.scale * b.T @ g, pair.scale * g @ a.T, 1.0, Observed())
+    gradient = PairGradient(pair.scale * b.T @ g, pair.scale * g @ a.T, Observed())
     rule = LoraMuon(momentum=0.0, damping=1e-9, scale="aspect", ns_steps=12)
     with torch.no_grad():
         rule.update_(pair, gradient, rule.init(pair), lr=lr, t=1)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowmem.methods.lowrank.metric import Second, average_, gram_diagonals, kfac, normalised, shampoo
+from lowmem.methods.lowrank.lorsum import Product
+from lowmem.methods.lowrank.metric import (
+    Second,
+    average_,
+    gram_diagonals,
+    kfac,
+    normalised,
+    of_product,
+    root_mean_square,
+    shampoo,
+)
 from tests.methods.lowrank.test_lorsum import draw
 
 
@@ -46,6 +56,25 @@ def test_preconditioned_gradients_have_entries_of_at_most_one() -> None:
     metric, size = normalised(kfac(s.square().sum(0), x.square().sum(0), count), power=0.5, floor=0.0)
     scaled = (s.T @ x) / metric.out[:, None] / metric.inn / size
     assert 0.1 < float(scaled.abs().max()) <= 1.0
+
+
+def test_second_moments_of_a_product_need_no_product() -> None:
+    term = Product(draw(6, 3, seed=0), draw(3, 8, seed=1))
+    dense = term.left @ term.right
+    second = of_product(term)
+    torch.testing.assert_close(second.out, dense.square().mean(1))
+    torch.testing.assert_close(second.inn, dense.square().mean(0))
+    torch.testing.assert_close(root_mean_square(second), dense.square().mean().sqrt())
+    torch.testing.assert_close(term.norm(), dense.norm())
+
+
+def test_tangent_metric_divides_by_the_gradients_own_rows_and_columns() -> None:
+    """With power 1/2 a gradient of rank one becomes signs: that is Adafactor's first step."""
+    left, right = draw(6, 1, seed=0), draw(1, 8, seed=1)
+    second = of_product(Product(left, right))
+    metric, _ = normalised(second, power=0.5, floor=0.0)
+    scaled = (left @ right) / metric.out[:, None] / metric.inn
+    torch.testing.assert_close(scaled.abs(), scaled.abs().mean().expand_as(scaled))
 
 
 def test_metric_has_mean_one_and_survives_a_layer_without_gradients() -> None:
