@@ -47,7 +47,7 @@ class LorsumMethod(AdapterMethod):
     """gauss_seidel: more = closer to the best low-rank step, slower."""
     metric: Literal["tangent", "kfac", "shampoo", "none"] = "tangent"
     """How inputs and outputs are weighed. shampoo keeps every layer's tokens; none: learning rates of plain descent."""
-    metric_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    metric_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past in the metric's average."""
     power: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Of the metric; 0.5 makes the step independent of the loss's scale."""
@@ -57,7 +57,7 @@ class LorsumMethod(AdapterMethod):
     """Weight of the past in the average of gradients; 0 = no momentum, and no state for it."""
     momentum_form: Literal["factors", "lowrank"] = "factors"
     """Averages of the factors' gradients, or of the weight's gradient as a product of rank r."""
-    damping: Annotated[float, Field(ge=0)] = 10.0
+    damping: Annotated[float, Field(ge=0)] = 2.0
     """No step is larger than one with learning_rate 1 / damping."""
 
     @model_validator(mode="after")
@@ -128,8 +128,8 @@ class GaloreMethod(ProjectedMethod):
 
 
 class GumMethod(ProjectedMethod):
-    """Every weight, matrices by a Muon-like rule in a low-rank view, a few layers at a time in what it leaves out (GUM).
-    `optimizer` is for vectors and embeddings."""
+    """Every weight; matrices by a Muon-like rule in a low-rank view, a few layers at a time in what it leaves out
+    (GUM). `optimizer` is for vectors and embeddings."""
 
     kind: Literal["gum"] = "gum"
     gamma: NonNegativeInt = 2

@@ -16,16 +16,27 @@ from pydantic import (
 
 from lowmem.config.base import Section
 from lowmem.config.dataset import Dataset
-from lowmem.config.method import AdapterMethod, AutoMethod, LoraMethod, LoraMuonMethod, LorsumMethod, Method, ZoMethod
-from lowmem.config.optimizer import AdamW, Optimizer
+from lowmem.config.method import (
+    AdapterMethod,
+    AutoMethod,
+    GaloreMethod,
+    GumMethod,
+    LoraMethod,
+    LoraMuonMethod,
+    LorsumMethod,
+    Method,
+    ZoMethod,
+)
+from lowmem.config.optimizer import AdamW, LionMuon, Muon, Optimizer, SignMuon
 from lowmem.config.quantization import NoQuantization, Quantization
 from lowmem.errors import ConfigError
 from lowmem.units import parse_bytes
 
 LORA_LEARNING_RATE = 2e-4
-LORSUM_LEARNING_RATE = 2e-2
+LORSUM_LEARNING_RATE = 0.1  # unlike adamw's: relative to a layer's inputs, see methods/lowrank/lorsum_rule.py
 LORA_MUON_LEARNING_RATE = 1e-3
 FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
+GALORE_LEARNING_RATE = 8e-5  # times the default scale of 0.25: full finetuning's
 MEZO_LEARNING_RATE = 1e-6  # MeZO's grid for full weights is {1e-6, 1e-7} (arXiv 2305.17333)
 MEZO_ADAPTER_LEARNING_RATE = 5e-5
 
@@ -150,6 +161,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"optimizer: method.kind: {method.kind} has its own update rule; remove optimizer, or use method: lora"
             )
+        if isinstance(method, GumMethod) and isinstance(self.optimizer, Muon | LionMuon | SignMuon):
+            raise ValueError(
+                f"optimizer: method.kind: gum has its own rule for matrices, and {self.optimizer.kind} is for nothing "
+                "else; use optimizer: adamw, lion, signum, sgd or stosign, which serve vectors and embeddings"
+            )
         if (self.early_stopping_patience or self.load_best_model_at_end) and not self.eval_dataset:
             raise ValueError("eval_dataset: is needed by early_stopping_patience and load_best_model_at_end")
         if isinstance(method, LoraMethod) and method.use_dora and method.init_lora_weights == "pissa":
@@ -168,6 +184,8 @@ class RunConfig(Section):
                 default = LORSUM_LEARNING_RATE
             case LoraMuonMethod():
                 default = LORA_MUON_LEARNING_RATE
+            case GaloreMethod():
+                default = GALORE_LEARNING_RATE
             case LoraMethod():
                 default = LORA_LEARNING_RATE
             case _:

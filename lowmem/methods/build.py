@@ -6,7 +6,16 @@ from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from lowmem.config import optimizer as optimizers
-from lowmem.config.method import AutoMethod, FullMethod, LoraMethod, LoraMuonMethod, LorsumMethod, ZoMethod
+from lowmem.config.method import (
+    AutoMethod,
+    FullMethod,
+    GaloreMethod,
+    GumMethod,
+    LoraMethod,
+    LoraMuonMethod,
+    LorsumMethod,
+    ZoMethod,
+)
 from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError
 from lowmem.methods.base import Method
@@ -15,6 +24,7 @@ from lowmem.methods.full import export_model, unfreeze
 from lowmem.methods.lowrank.build import pair_descent
 from lowmem.methods.lowrank.lora import adapter_exporter, attach_lora
 from lowmem.methods.prepared import Prepared
+from lowmem.methods.projected.build import layerwise, whole_title
 from lowmem.methods.rules.adamw import AdamW
 from lowmem.methods.rules.base import Rule
 from lowmem.methods.rules.choice import RuleChoice, embedding_names
@@ -55,10 +65,10 @@ def prepare(config: RunConfig, model: PreTrainedModel) -> Prepared:
             adapted = attach_lora(model, method, seed=config.seed)
             model.train()
             return Prepared(f"LoRA r={method.lora_r}", adapter_exporter(adapted, method))
-        case FullMethod():
+        case FullMethod() | GaloreMethod() | GumMethod() as method:
             model.train()
             unfreeze(model)
-            return Prepared("full finetuning", partial(export_model, model))
+            return Prepared(whole_title(method), partial(export_model, model))
         case ZoMethod(train_adapter=None):
             model.eval()
             unfreeze(model)
@@ -77,6 +87,9 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
     """The method over the trainable parameters that a prepared `model` has now, with its fresh state."""
     parameters = trainable_parameters(model)
     match config.method:
+        case GaloreMethod() | GumMethod() | FullMethod(update="in_backward") as method:
+            rules = build_rules(config.optimizer, embedding_names(model, parameters))
+            return layerwise(config, method, model, parameters, rules, prepared)
         case LoraMethod() | FullMethod():
             return FirstOrder(
                 parameters,

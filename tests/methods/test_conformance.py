@@ -39,6 +39,30 @@ METHODS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-2,
     },
     "lora_muon": {"method": {"kind": "lora_muon"}, "learning_rate": 1e-2},
+    "full-in-backward": {"method": {"kind": "full", "update": "in_backward"}, "learning_rate": 1e-3},
+    "full-in-backward-per-layer-lion": {
+        "method": {"kind": "full", "update": "in_backward", "clipping": "per_layer"},
+        "optimizer": {"kind": "lion"},
+        "learning_rate": 1e-3,
+    },
+    "galore": {"method": {"kind": "galore", "rank": 8, "period": 7}, "learning_rate": 4e-3},
+    "galore-bf16-per-layer": {
+        "method": {"kind": "galore", "rank": 8, "period": 7, "clipping": "per_layer", "state_dtype": "bf16"},
+        "learning_rate": 4e-3,
+    },
+    "gum": {"method": {"kind": "gum", "rank": 8, "period": 3, "gamma": 1}, "learning_rate": 1e-3},
+    "gum-unbiased-bf16-none": {
+        "method": {
+            "kind": "gum",
+            "rank": 8,
+            "period": 3,
+            "gamma": 1,
+            "ns_gain": "unbiased",
+            "state_dtype": "bf16",
+            "clipping": "none",
+        },
+        "learning_rate": 1e-3,
+    },
     "mezo": {"method": {"kind": "zo", "algorithm": "mezo"}, "learning_rate": 1e-3},
     "mezo-gaussian": {
         "method": {"kind": "zo", "algorithm": "mezo", "direction": "gaussian"},

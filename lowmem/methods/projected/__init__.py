@@ -1,0 +1,1 @@
+"""Full matrices trained through a low-rank view of their gradients."""
