@@ -16,6 +16,7 @@ NAMES = (
     "qwen-7b-qlora",
     "sst2-smollm2-adanaged",
     "sst2-smollm2-lora",
+    "sst2-smollm2-lorsum",
     "sst2-smollm2-mezo",
     "tiny-demo",
 )

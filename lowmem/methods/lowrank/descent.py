@@ -53,7 +53,7 @@ class PairDescent:
         self._observer = Observer(pairs, rule.observes)
         self._title = f"{title} + {rule.title}"
         self._seed, self._max_grad_norm, self._exporter = seed, max_grad_norm, exporter
-        self._updates = 0
+        self._updates, self._peak = 0, 0.0
         self._skips = SkipCounter()
 
     @property
@@ -90,12 +90,14 @@ class PairDescent:
             drop_gradients(self._parameters.values())
 
     def state(self) -> MethodState:
-        return MethodState(self._tensors(), {"updates": self._updates, "skips": self._skips.in_a_row})
+        numbers = {"updates": self._updates, "skips": self._skips.in_a_row, "peak_lr": self._peak}
+        return MethodState(self._tensors(), numbers)
 
     def load_state(self, state: MethodState) -> None:
         restore_(self._tensors(), state.tensors)
         self._updates = int(state.numbers["updates"] or 0)
         self._skips.in_a_row = int(state.numbers["skips"] or 0)
+        self._peak = float(state.numbers["peak_lr"] or 0)
 
     def export(self, folder: Path) -> None:
         self._exporter(folder)
@@ -113,12 +115,12 @@ class PairDescent:
             return scalar(torch.stack(norms).norm())
 
     def _update(self, observed: dict[str, Observed], *, lr: float, norm: float) -> None:
-        self._updates += 1
+        self._updates, self._peak = self._updates + 1, max(self._peak, lr)
         clip = 1.0 if self._max_grad_norm is None else min(1.0, self._max_grad_norm / (norm + 1e-6))
         with torch.no_grad():
             for pair in self._pairs:
                 gradient = self._gradient(pair, observed.pop(pair.name), clip)
-                self._rule.update_(pair, gradient, self._slots[pair.name], lr=lr, t=self._updates)
+                self._rule.update_(pair, gradient, self._slots[pair.name], lr=lr, peak=self._peak, t=self._updates)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = prefixed("weights", {name: p.detach() for name, p in self._parameters.items()})

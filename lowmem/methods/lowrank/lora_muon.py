@@ -50,7 +50,9 @@ class LoraMuon:
             "momentum_out": torch.zeros_like(pair.b, dtype=torch.float32),
         }
 
-    def update_(self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, t: int) -> None:
+    def update_(
+        self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, peak: float, t: int
+    ) -> None:
         inn, out = state["momentum_inn"], state["momentum_out"]
         inn.lerp_(gradient.a * gradient.clip, 1 - self.momentum)
         out.lerp_(gradient.b * gradient.clip, 1 - self.momentum)

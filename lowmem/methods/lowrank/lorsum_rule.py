@@ -5,8 +5,10 @@ moving average of gradients (with bias correction):
 
     (A, B) <- LoRSum( B A - (lr / s) R^-1 M_t L^-1 )        in `mode`; see `lorsum.py`
 
-With power 1/2 every entry of R^-1 G L^-1 is at most one, a correlation of inputs with output gradients: `lr` is the
-largest change of an entry of the weight in one step, whatever the loss's and the layers' scale.
+What `lr` means depends on the metric. `tangent` (default) with power 1/2 divides G by the root mean square of its row
+and column, and by n: lr is the change of an output in one step relative to the size of the layer's inputs, were all
+entries to agree. `kfac` with power 1/2 makes every entry of R^-1 G L^-1 a correlation of an input with an output
+gradient: lr is the largest change of an entry of the weight. With `none` it is that of gradient descent.
 
 Modes. `jacobi` (default): both factors at once, from the gradients that autograd gives. `alternating`: one factor per
 step, B at odd updates, A at even ones. `gauss_seidel`: B with the new A, `sweeps` times; keeps every adapter's inputs
@@ -16,13 +18,17 @@ Momentum. `factors`: moving averages of B'G and GA', as if the factors stood sti
 of rank r, to which each step adds the gradient by LoRSum; it stays right while the factors turn. Except in
 `gauss_seidel`, of G only the part tangent to the rank-r matrices is known.
 
-Damping is lr * damping times the mean eigenvalue of each Gram matrix. So one step moves like 1 / (1 / lr + damping):
-lr where it is small, never more than 1 / damping. A larger learning rate than that cannot do more harm.
+Damping is damping * (the largest lr so far) times the mean eigenvalue of each Gram matrix. So a step is lr shortened by
+1 + damping * lr at the peak of a schedule, never longer than 1 / damping, and keeps the schedule's shape. A peak beyond
+that cannot do more harm.
+
+The gradient is clipped by the norm of the tangent part of G over all layers, which does not change when A grows and B
+shrinks by the same factor.
 
 State, fp32: 4 r (m + n) momentum and 4 (m + n) metric per adapter, of AdamW's 8 r (m + n): a share of (r + 1) / 2r.
-Weight decay is not offered. Ours differs from the authors' code: s enters (there alpha = r is assumed), momentum and
-metrics are bias-corrected instead of starting at one, damping and metric floor are relative, tokens without gradient
-do not count. The paper's tables were not available to us.
+Weight decay and DoRA are not offered. Ours differs from the authors' code: s enters (there alpha = r is assumed),
+momentum and metrics are bias-corrected instead of starting at one, damping and metric floor are relative, tokens
+without gradient do not count, and the metric `tangent` and its scale are our own. Their results could not be read.
 """
 
 from __future__ import annotations
@@ -73,10 +79,10 @@ class Lorsum:
     metric: Kind = "tangent"
     momentum: float = 0.9
     momentum_form: Momentum = "factors"
-    metric_decay: float = 0.99
+    metric_decay: float = 0.9
     power: float = 0.5
     metric_floor: float = 1e-3
-    damping: float = 10.0
+    damping: float = 2.0
 
     @property
     def title(self) -> str:
@@ -99,10 +105,12 @@ class Lorsum:
             state["metric_inn"], state["metric_out"] = torch.zeros_like(a[0]), torch.zeros_like(b[:, 0])
         return state
 
-    def update_(self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, t: int) -> None:
+    def update_(
+        self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, peak: float, t: int
+    ) -> None:
         now = Factors(pair.a.detach(), pair.b.detach())
         metric, size = self._metric(pair, gradient, state, t)
-        damping = relative_damping(now, metric, max(lr * self.damping, JITTER), SMALLEST)
+        damping = relative_damping(now, metric, max(peak * self.damping, JITTER), SMALLEST)
         terms = [(weight * (-lr / pair.scale) / size, term) for weight, term in self._average(pair, gradient, state, t)]
         moved = self._moved(now, terms, metric, damping, t)
         pair.a.copy_(moved.a)
@@ -136,7 +144,9 @@ class Lorsum:
             average_(state["metric_inn"], fresh.inn, decay=self.metric_decay, t=t),
         )
         metric, size = normalised(averaged, power=self.power, floor=self.metric_floor)
-        return metric, root_mean_square(averaged) if self.metric == "tangent" else size
+        if self.metric == "tangent":
+            size = root_mean_square(averaged) * pair.a.shape[1]
+        return metric, size
 
     def _second(self, pair: Pair, gradient: PairGradient) -> Second:
         """This step's moments. Clipping counts as a smaller s, as AdamW's second moment sees clipped gradients."""

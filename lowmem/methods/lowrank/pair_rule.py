@@ -56,6 +56,8 @@ class PairRule(Protocol):
         """New state tensors for `pair`, by slot name."""
         ...
 
-    def update_(self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, t: int) -> None:
-        """Both factors and `state` are updated in place. `t` counts updates from 1."""
+    def update_(
+        self, pair: Pair, gradient: PairGradient, state: dict[str, Tensor], *, lr: float, peak: float, t: int
+    ) -> None:
+        """Both factors and `state` are updated in place. `peak`: the largest `lr` so far; `t` counts from 1."""
         ...

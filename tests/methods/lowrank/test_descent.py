@@ -153,6 +153,19 @@ def test_an_adapter_without_gradient_is_refused_by_name() -> None:
         method.step(detached, [lm_batch()], lr=0.1, step=0)
 
 
+def test_a_schedule_keeps_its_shape_beyond_the_damping() -> None:
+    """After a peak of 100, a tenth of it moves a tenth as far."""
+    moved = []
+    for lr in (100.0, 10.0):
+        method, loss = build({"kind": "lorsum", "momentum": 0.0})
+        method.step(loss, [lm_batch()], lr=0.0, step=0)
+        method.load_state(type(method.state())(method.state().tensors, method.state().numbers | {"peak_lr": 100.0}))
+        before = weights(method)
+        method.step(loss, [lm_batch()], lr=lr, step=1)
+        moved.append(weights(method) - before)
+    torch.testing.assert_close(moved[0], 10 * moved[1], rtol=1e-3, atol=1e-5)
+
+
 def test_alternating_moves_b_first_and_then_a() -> None:
     method, loss = build({"kind": "lorsum", "mode": "alternating"})
     for step, moving in enumerate(("lora_B", "lora_A", "lora_B")):

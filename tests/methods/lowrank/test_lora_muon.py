@@ -29,7 +29,7 @@ def move(pair: Pair, *, lr: float, seed: int = 5) -> tuple[torch.Tensor, torch.T
     gradient = PairGradient(pair.scale * b.T @ g, pair.scale * g @ a.T, Observed())
     rule = LoraMuon(momentum=0.0, damping=1e-9, scale="aspect", ns_steps=12)
     with torch.no_grad():
-        rule.update_(pair, gradient, rule.init(pair), lr=lr, t=1)
+        rule.update_(pair, gradient, rule.init(pair), lr=lr, peak=lr, t=1)
         return g, pair.scale * b @ (pair.a - a), pair.scale * (pair.b - b) @ a
 
 
