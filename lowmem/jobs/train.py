@@ -34,6 +34,7 @@ from lowmem.models.modes import eval_mode
 from lowmem.models.source import ModelSource, pick_device
 from lowmem.report.html import write_report
 from lowmem.train.checkpoint import CheckpointStore
+from lowmem.train.delta import DeltaStore
 from lowmem.train.distributed import DataParallel, Follower, Group
 from lowmem.train.environment import environment
 from lowmem.train.limits import Halvings, StepLimit
@@ -98,7 +99,7 @@ def _lead(config: RunConfig, group: Group, *, sink: Sink, resume: bool | Path, o
     if plan is not None:
         write_atomically(folder / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1))
     write_atomically(folder / "env.json", json.dumps(environment(), indent=1))
-    store = CheckpointStore(folder / "checkpoints", keep=config.save_total_limit)
+    store = checkpoint_store(config, folder)
     start = (resume if isinstance(resume, Path) else store.latest()) if resume else None
     checkpoint = store.load(start) if start is not None else None
     record = MetricsFile(folder / "metrics.jsonl", keep_through_step=checkpoint.step if checkpoint else None)
@@ -134,6 +135,12 @@ def _lead(config: RunConfig, group: Group, *, sink: Sink, resume: bool | Path, o
     return _report(folder, result)
 
 
+def checkpoint_store(config: RunConfig, folder: Path) -> DeltaStore:
+    """The checkpoints of the run in `folder`; all of them are full, but for zeroth order that is asked for less."""
+    every = config.method.snapshot_steps if isinstance(config.method, ZoMethod) else None
+    return DeltaStore(folder / "checkpoints", keep=config.save_total_limit, snapshot_steps=every or 1)
+
+
 def _follow(config: RunConfig, group: Group, *, resume: bool | Path) -> TrainReport:
     """A further process of a run: the same steps, and nothing written."""
 
@@ -143,7 +150,7 @@ def _follow(config: RunConfig, group: Group, *, resume: bool | Path) -> TrainRep
     config, _ = resolve(config, nowhere)
     group.barrier()  # the folder is opened, and emptied if asked, by process 0
     folder = Path(config.output_dir)
-    store = Follower(folder / "checkpoints", keep=config.save_total_limit)
+    store = Follower(folder / "checkpoints", keep=config.save_total_limit, snapshot_steps=1)
     start = (resume if isinstance(resume, Path) else store.latest()) if resume else None
     job = _Job(config, folder, nowhere, group)
     progress = restore(job.method, store.load(start)) if start is not None else Progress()

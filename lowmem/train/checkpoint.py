@@ -25,11 +25,13 @@ _FILES = ("tensors.safetensors", "state.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`step` updates are done. `loop` is the loop's own numbers (best metric, patience, tokens)."""
+    """`step` updates are done. `loop` is the loop's own numbers (best metric, patience, tokens). `base`: the earlier
+    checkpoint whose state must be loaded before this one's (`lowmem.train.delta`)."""
 
     step: int
     method: MethodState
     loop: dict[str, Any]
+    base: Checkpoint | None = None
 
 
 class CheckpointStore:
@@ -119,11 +121,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     _verify(path)
-    state = _read_json(path / "state.json")
+    state = read_state(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {state.get('format')!r}; this version reads format {FORMAT}")
     tensors: dict[str, Tensor] = load_file(path / _FILES[0])
     return Checkpoint(state["step"], MethodState(tensors, state["method"]), state["loop"])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The numbers of the checkpoint in folder `path`, unverified. Raises `CheckpointError`."""
+    return _read_json(path / "state.json")
 
 
 def _verify(path: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from lowmem.methods.base import Method, MethodState, StepReport
 from lowmem.methods.sharding import ShardedLoss, SharedProbes, fingerprint, refuse_unless_shardable, trained
 from lowmem.methods.zo.zeroth_order import ZerothOrder
 from lowmem.models.loss import LossFn
-from lowmem.train.checkpoint import Checkpoint, CheckpointStore
+from lowmem.train.checkpoint import Checkpoint
+from lowmem.train.delta import DeltaStore
 
 HASH_STEPS = 100
 """Steps between two comparisons of the weights; one reads every trained byte."""
@@ -136,7 +137,7 @@ class DataParallel:
             )
 
 
-class Follower(CheckpointStore):
+class Follower(DeltaStore):
     """Reads what process 0 writes, and writes nothing."""
 
     def save(self, checkpoint: Checkpoint, *, best: int | None) -> Path:

@@ -225,6 +225,8 @@ def _within(limit: MemoryLimit, attempt: Callable[[], T], what: str, progress: P
 
 def restore(method: Method, checkpoint: Checkpoint) -> Progress:
     """Method and loop continue from `checkpoint`; what was restored is what the caller prints."""
+    if checkpoint.base is not None:
+        method.load_state(checkpoint.base.method)
     method.load_state(checkpoint.method)
     names = {field.name for field in dataclasses.fields(Progress)}
     if checkpoint.loop.keys() != names:

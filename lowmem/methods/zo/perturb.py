@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lowmem.errors import FormatError
-from lowmem.kernels.dispatch import perturbed, update_
+from lowmem.kernels.dispatch import perturbed, replay_
 from lowmem.kernels.reference import stream_key
 from lowmem.methods.zo.rows import VocabularyRows
 from lowmem.methods.zo.scratch import ALIGNMENT, Scratch, padded_bytes
@@ -110,11 +110,20 @@ class Perturber:
 
     def move_(self, terms: list[tuple[Direction, float]], *, step: int) -> None:
         """`W <- W - sum_j coef_j z_j` in one pass per tensor; bf16 and fp16 by stochastic rounding seeded by `step`."""
+        self.replay_([(step, terms)])
+
+    def replay_(self, updates: list[tuple[int, list[tuple[Direction, float]]]]) -> None:
+        """`move_` for every (step, terms) of `updates`, in order, in one pass per tensor."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                keyed = [(self._key(direction, name), coef) for direction, coef in terms]
-                rounding = stream_key(self._seed, step, 0, name, "rounding")
-                update_(parameter.data, keyed, self._kind, rounding_key=rounding)
+                keyed = [
+                    (
+                        [(self._key(direction, name), coef) for direction, coef in terms],
+                        stream_key(self._seed, step, 0, name, "rounding"),
+                    )
+                    for step, terms in updates
+                ]
+                replay_(parameter.data, keyed, self._kind)
 
     def check(self, forward: Callable[[], object]) -> None:
         """Runs `forward` once at perturbed weights and raises `FormatError` if the perturbation is not what it claims.

@@ -37,7 +37,7 @@ class Source(Protocol):
 
 class VocabularyRows:
     """Stands for a perturbed (V, D) matrix in `nn.Embedding` and `nn.Linear`. `piece_bytes` bounds what a product needs
-    besides its result: the piece of the matrix and the piece of the result."""
+    besides its result, a piece of the matrix."""
 
     def __init__(self, source: Source, *, piece_bytes: int) -> None:
         self._source = source
@@ -87,17 +87,18 @@ def _lookup(ids: Tensor, weight: VocabularyRows) -> Tensor:
 
 
 def _linear(input: Tensor, weight: VocabularyRows, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, a piece of the vocabulary after the other."""
+    """`F.linear`, a piece of the vocabulary after the other, each written where it belongs."""
     vocabulary, width = weight.shape
-    tokens = input.numel() // width
-    row_bytes = width * weight.dtype.itemsize + tokens * input.element_size()
-    step = max(1, weight._piece_bytes // row_bytes)
-    out = input.new_empty(*input.shape[:-1], vocabulary)
+    step = max(1, weight._piece_bytes // (width * weight.dtype.itemsize))
+    flat = input.reshape(-1, width)
+    out = input.new_empty(flat.shape[0], vocabulary)
     for start in range(0, vocabulary, step):
         rows = slice(start, min(start + step, vocabulary))
         with weight._source.piece(rows) as matrix:
-            out[..., rows] = F.linear(input, matrix, None if bias is None else bias[rows])
-    return out
+            torch.mm(flat, matrix.T, out=out[:, rows])
+    if bias is not None:
+        out += bias
+    return out.view(*input.shape[:-1], vocabulary)
 
 
 def _materialised(value: Any) -> Any:

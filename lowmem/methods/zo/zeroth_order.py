@@ -1,6 +1,7 @@
 """`Method` of zeroth-order training: evaluates the loss at perturbed weights and moves along the same directions.
 
-Memory beyond inference: one scratch matrix. Checkpoints hold the weights and the replay log that rebuilds them.
+Memory beyond inference: one scratch matrix. Checkpoints hold the weights and the replay log that rebuilds them; a
+state without weights, the log alone, brings a model that stands at an earlier point of the same run to its end.
 """
 
 from __future__ import annotations
@@ -116,8 +117,12 @@ class ZerothOrder:
             raise CheckpointError(
                 f"the checkpoint lacks the tensor {error.args[0]!r}; it is not of a zo run"
             ) from error
-        restore_(prefixed("weights", {n: p.detach() for n, p in self._perturber.parameters.items()}), saved)
-        self._log.load(steps, coefs)
+        weights = prefixed("weights", {n: p.detach() for n, p in self._perturber.parameters.items()})
+        if saved.keys() & weights.keys():
+            restore_(weights, saved)
+            self._log.load(steps, coefs)
+        else:
+            self._log.catch_up(self._perturber, steps, coefs)
         numbers = dict(state.numbers)
         self._skips.in_a_row = int(numbers.pop("skips") or 0)
         self._algorithm.load_numbers(numbers)
