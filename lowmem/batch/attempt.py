@@ -48,8 +48,10 @@ def launch(
     timeout: float | None,
     stdout: str | None = None,
     cwd: Path | None = None,
+    outlives: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """The job of `argv` is being started. It survives this process; its own session keeps Ctrl-C from it."""
+    """The job of `argv` is being started. Its own session keeps Ctrl-C from it, and it outlives this process unless
+    it should not."""
     folder.mkdir(parents=True, exist_ok=True)
     order = {
         "argv": list(argv),
@@ -57,6 +59,7 @@ def launch(
         "timeout": timeout,
         "stdout": None if stdout is None else str(folder / stdout),
         "cwd": str(cwd or Path.cwd()),
+        "parent": None if outlives else os.getpid(),
     }
     child.write_whole(str(folder / "launch.json"), json.dumps(order))
     # -I -S: nothing of the user's site is imported, which would take longer than all the rest.

@@ -33,6 +33,8 @@ def main(folder: str) -> int:
     """Exit code of the job, 128 + signal when one ended it; `NOT_STARTED` when the attempt was given up."""
     with open(os.path.join(folder, "launch.json")) as file:
         launch = json.load(file)
+    if launch.get("parent") is not None and not _die_with(launch["parent"]):
+        return NOT_STARTED
     started = time.time()
     record = {"pid": os.getpid(), "ticks": _start_ticks(), "here": _here(), "started": started}
     if not claim(folder, record):
@@ -85,8 +87,7 @@ def _start(launch: dict, folder: str) -> int:  # type: ignore[type-arg]
     if pid:
         return pid
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
+        if not _die_with(parent):
             os._exit(NOT_STARTED)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -100,6 +101,12 @@ def _start(launch: dict, folder: str) -> int:  # type: ignore[type-arg]
         os.write(2, f"{launch['argv'][0]}: {error.strerror}\n".encode())
     finally:
         os._exit(NOT_FOUND)
+
+
+def _die_with(parent: int) -> bool:
+    """This process ends when `parent` does. False when that has happened already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
 
 
 def _wait(pid: int, folder: str, timeout: float | None, end: End) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowmem.batch import child
-from lowmem.batch.attempt import LOG, End, give_up, is_running, launch, read_end, read_watcher, send
+from lowmem.batch.attempt import LOG, End, give_up, is_running, read_end, read_watcher
+from lowmem.batch.engine import Engine, Handle, Left, LocalEngine
 from lowmem.batch.ledger import Entry, Ledger, State
 from lowmem.batch.schedule import decide
-from lowmem.batch.task import Task, command_line, environment_of, prepare_folder, result_of, stdout_of, why
+from lowmem.batch.task import Task, command_line, prepare_folder, result_of, why
 from lowmem.errors import Interrupted
 
 Watch = Callable[[Sequence[Entry]], None]
@@ -40,11 +39,11 @@ YOUNG_SECONDS = 3.0
 
 @dataclass
 class Running:
-    """A job that runs: our own child, or one that an earlier runner left. `asked` is when it was told to stop."""
+    """A job that runs. `asked` is when it was told to stop."""
 
     folder: Path
     since: float
-    process: subprocess.Popen[bytes] | None = None
+    handle: Handle
     asked: float | None = None
 
 
@@ -66,6 +65,7 @@ class Runner:
     max_parallel: int = field(default_factory=lambda: os.cpu_count() or 1)
     continue_on_error: bool = True
     watch: Watch = lambda _: None
+    engine: Engine = field(default_factory=LocalEngine)
     _running: dict[str, Running] = field(default_factory=dict)
     _entries: dict[str, Entry] = field(default_factory=dict)
     _stop: Stop = field(default_factory=Stop)
@@ -137,32 +137,25 @@ class Runner:
         prepare_folder(task, entry, self.ledger.attempts(job.name))
         number = self.ledger.start(job.name, log=str(self.attempts / job.name / "{attempt}" / LOG))
         folder = self.attempts / job.name / str(number)
-        process = launch(
-            folder,
-            command_line(task, entry, folder),
-            env=environment_of(job),
-            timeout=job.timeout,
-            stdout=stdout_of(job),
-        )
-        self._running[job.name] = Running(folder, time.monotonic(), process)
+        handle = self.engine.start(task, folder, command_line(task, entry, folder))
+        self._running[job.name] = Running(folder, time.monotonic(), handle)
 
     def _adopt(self) -> None:
         """Jobs that an earlier runner left running are watched again."""
         for entry in self.ledger.entries():
             if entry.state == "running":
                 folder = self.attempts / entry.name / str(entry.attempts)
-                self._running[entry.name] = Running(folder, time.monotonic())
+                self._running[entry.name] = Running(folder, time.monotonic(), Left(folder))
 
     def _collect(self) -> bool:
         """Whether any job has ended; each that has is in the ledger with its outcome."""
-        ended = [(name, job) for name, job in self._running.items() if not _goes_on(job)]
+        ended = [(name, job) for name, job in self._running.items() if not job.handle.goes_on()]
         for name, job in ended:
             del self._running[name]
             end = read_end(job.folder)
-            if end is None and job.process is not None and job.process.returncode != child.NOT_STARTED:
-                # The disk was too full for exit.json; the watcher's own code is the job's.
-                code = job.process.returncode
-                end = End(code if code >= 0 else 128 - code, False, 0.0, 0.0, 0)
+            code = job.handle.code()
+            if end is None and code is not None:  # the disk was too full for exit.json
+                end = End(code, False, 0.0, 0.0, 0)
             record(self.ledger, self.tasks.get(name), self._entries[name], job.folder, end, stopping=job.asked)
         return bool(ended)
 
@@ -178,7 +171,7 @@ class Runner:
 
     def _ask(self, name: str) -> None:
         job = self._running.get(name)
-        if job is not None and job.asked is None and send(job.folder, signal.SIGINT):
+        if job is not None and job.asked is None and job.handle.send(signal.SIGINT):
             job.asked = time.monotonic()
 
     def _insist(self) -> None:
@@ -189,7 +182,7 @@ class Runner:
         for job in self._running.values():
             late = job.asked is not None and time.monotonic() - job.asked > KILL_SECONDS
             if late or self._stop.times > 1:
-                send(job.folder, signal.SIGKILL)
+                job.handle.send(signal.SIGKILL)
 
 
 def settle(ledger: Ledger, tasks: Mapping[str, Task], attempts: Path) -> None:
@@ -215,7 +208,7 @@ def record(
 ) -> None:
     """The end of an attempt is in the ledger, and with it what happens to the job next."""
     if end is None:
-        _record_loss(ledger, entry)
+        _record_loss(ledger, entry, stopping=stopping is not None)
         return
     known: dict[str, Any] = {
         "exit_code": end.code,
@@ -237,22 +230,18 @@ def record(
         ledger.end(entry.name, state, outcome="failed", error=error, failed=True, **known)
 
 
-def _record_loss(ledger: Ledger, entry: Entry) -> None:
+def _record_loss(ledger: Ledger, entry: Entry, *, stopping: bool) -> None:
     """An attempt without an end: its machine went down, or its processes were killed with their watcher."""
     lost = sum(attempt["outcome"] == "lost" for attempt in ledger.attempts(entry.name)) + 1
     if entry.cancel:
         ledger.end(entry.name, "cancelled", outcome="lost", error="cancelled while it ran")
+    elif stopping:
+        ledger.end(entry.name, "waiting", outcome="interrupted")
     elif lost >= VANISHED:
         error = f"its process vanished {lost} times without a trace; is the machine out of memory?"
         ledger.end(entry.name, "failed", outcome="lost", error=error, failed=True)
     else:
         ledger.end(entry.name, "waiting", outcome="lost")
-
-
-def _goes_on(job: Running) -> bool:
-    if job.process is not None:
-        return job.process.poll() is None
-    return is_running(job.folder)
 
 
 @contextmanager

@@ -43,6 +43,12 @@ def run(
         bool, typer.Option("--partly", help="Run without the jobs that cannot fit, instead of refusing all.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan every job, and start none.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="local|ray", help="Where jobs run: on this machine, or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="With --engine ray: the cluster to join. [default: start one here]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run every job of the file that is not done yet, several at a time where memory allows.
@@ -51,8 +57,10 @@ def run(
     changed run again, and those that failed wait for `lowmem batch retry`. Ctrl-C stops gently: training saves a
     checkpoint, and the same command goes on from there, as it does after a crash or a reboot.
     """
-    from lowmem.jobs.batch import prepare, refuse_too_large
-    from lowmem.jobs.batch import run as run_batch
+    if engine not in ("local", "ray") or (address is not None and engine != "ray"):
+        raise typer.BadParameter("--engine is local or ray, and --address belongs to --engine ray")
+    from lowmem.jobs.batch import prepare, refuse_too_large, run_on_ray
+    from lowmem.jobs.batch import run as run_here
 
     with render.progress() as sink:
         prepared = prepare(file, sink=sink, budget=budget, check=_check)
@@ -61,7 +69,10 @@ def run(
         refuse_too_large(prepared, partly=partly)
         return
     with _view() as watch:
-        entries = run_batch(prepared, watch=watch, max_parallel=max_parallel, partly=partly)
+        if engine == "ray":
+            entries = run_on_ray(prepared, address=address, watch=watch, max_parallel=max_parallel, partly=partly)
+        else:
+            entries = run_here(prepared, watch=watch, max_parallel=max_parallel, partly=partly)
     _show(entries, as_json=as_json)
     failed = [entry.name for entry in entries if entry.state == "failed"]
     if failed:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowmem.batch.attempt import LOG, send
+from lowmem.batch.engine import Engine, LocalEngine
 from lowmem.batch.ledger import Entry, Ledger
 from lowmem.batch.runner import Runner, Watch
 from lowmem.batch.spec import BatchFile, load_batch
@@ -18,6 +20,7 @@ from lowmem.config.explain import did_you_mean
 from lowmem.errors import BudgetError, ConfigError
 from lowmem.events import Sink
 from lowmem.jobs.batch_plan import budget_of, make_tasks
+from lowmem.units import format_bytes
 
 Check = Callable[[Sequence[str]], None]
 """Raises `ConfigError` when the command line, from the verb on, could not be run."""
@@ -81,21 +84,59 @@ def run(prepared: Prepared, *, watch: Watch, max_parallel: int | None = None, pa
     `ConfigError` while another runner works on this batch.
     """
     refuse_too_large(prepared, partly=partly)
+    return _run(
+        prepared,
+        LocalEngine(),
+        budget=prepared.budget,
+        slots=max_parallel or prepared.file.spec.max_parallel or os.cpu_count() or 1,
+        watch=watch,
+    )
+
+
+def run_on_ray(
+    prepared: Prepared,
+    *,
+    address: str | None,
+    watch: Watch,
+    max_parallel: int | None = None,
+    partly: bool = False,
+) -> list[Entry]:
+    """`run`, with the jobs on the Ray cluster at `address`, or on one that is started on this machine.
+
+    What fits is Ray's to say: the memory of a node, or of a GPU (`memory_budget` of the file) where nodes have GPUs.
+    """
+    from lowmem.batch.ray_runner import RayEngine
+
+    refuse_too_large(prepared, partly=partly)
+    with RayEngine(address, gpu_bytes=prepared.budget) as engine:
+        large = [task for task in prepared.tasks.values() if (task.need or 0) > engine.largest]
+        if large:
+            needs = ", ".join(f"{task.job.name} needs {format_bytes(task.need or 0)}" for task in large)
+            raise BudgetError(f"{needs}; the largest node of the Ray cluster has {format_bytes(engine.largest)}")
+        return _run(
+            prepared,
+            engine,
+            budget=engine.memory,
+            slots=max_parallel or prepared.file.spec.max_parallel or engine.slots,
+            watch=watch,
+        )
+
+
+def _run(prepared: Prepared, engine: Engine, *, budget: int, slots: int, watch: Watch) -> list[Entry]:
     spec = prepared.file.spec
     folder = state_folder(prepared.file.path)
     ledger = Ledger(folder / "ledger.db")
     try:
-        runner = Runner(
+        return Runner(
             ledger,
             prepared.tasks,
             folder.absolute() / "attempts",
-            prepared.budget,
+            budget,
+            max_parallel=slots,
             continue_on_error=spec.continue_on_error,
             watch=watch,
-        )
-        if wanted := max_parallel or spec.max_parallel:
-            runner.max_parallel = wanted
-        return runner.run()
+            engine=engine,
+        ).run()
     finally:
         ledger.close()
 
