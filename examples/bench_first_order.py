@@ -18,7 +18,7 @@ from first_order import lora
 from first_order.setting import Comparison, Setting
 
 COMPARISONS: tuple[Callable[[Setting], Comparison], ...] = (lora.compare,)
-QUICK = Setting(width=192, layers=2, vocabulary=2000, rows=2, tokens=64, rounds=5)
+QUICK = Setting(layers=2, vocabulary=2000, rows=2, rounds=5)
 FULL = Setting()
 COLUMNS = ["what", "ours", "theirs", "ratio"]
 NOTES = (

@@ -90,7 +90,11 @@ class PairDescent:
             drop_gradients(self._parameters.values())
 
     def state(self) -> MethodState:
-        numbers = {"updates": self._updates, "skips": self._skips.in_a_row, "peak_lr": self._peak}
+        numbers: dict[str, float | int | None] = {
+            "updates": self._updates,
+            "skips": self._skips.in_a_row,
+            "peak_lr": self._peak,
+        }
         return MethodState(self._tensors(), numbers)
 
     def load_state(self, state: MethodState) -> None:
@@ -111,8 +115,8 @@ class PairDescent:
     def _norm(self) -> float:
         """Of the gradients of all adapted weights, tangent to the matrices of rank r."""
         with torch.no_grad():
-            norms = [self._gradient(pair, Observed(), 1.0).tangent(pair).norm() for pair in self._pairs]
-            return scalar(torch.stack(norms).norm())
+            squares = [self._gradient(pair, Observed(), 1.0).square(pair) for pair in self._pairs]
+            return scalar(torch.stack(squares).sum().sqrt())
 
     def _update(self, observed: dict[str, Observed], *, lr: float, norm: float) -> None:
         self._updates, self._peak = self._updates + 1, max(self._peak, lr)

@@ -54,10 +54,6 @@ class Product:
     def onto_inn(self, a: Tensor) -> Tensor:
         return self.left @ (self.right @ a.T)
 
-    def norm(self) -> Tensor:
-        """Frobenius, a scalar, without forming T."""
-        return ((self.left.T @ self.left) * (self.right @ self.right.T)).sum().clamp_min(0).sqrt()
-
 
 @dataclass(frozen=True)
 class AtIterate:
@@ -93,10 +89,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Damping:
-    """Added to the diagonals of the two R x R systems: `out` to the Gram of B (which solves for A), `inn` to A's."""
+    """Added to the diagonals of the two R x R systems: `out` to the Gram of B (which solves for A), `inn` to A's.
 
-    out: Tensor | float = 0.0
-    inn: Tensor | float = 0.0
+    Besides, `relative` times the mean eigenvalue of each: rescaling A against B then changes nothing.
+    """
+
+    out: float = 0.0
+    inn: float = 0.0
+    relative: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def solve_a(start: Factors, b: Tensor, terms: Sum, metric: Metric, damping: Damp
     right = _combine(terms, lambda term: term.onto_out(b)) / metric.inn
     if b is not start.b:
         right = right - (weighted.T @ (b - start.b)) @ start.a
-    return start.a + _inverse(weighted.T @ b, damping.out) @ right
+    return start.a + _inverse(weighted.T @ b, damping.out, damping.relative) @ right
 
 
 def solve_b(start: Factors, a: Tensor, terms: Sum, metric: Metric, damping: Damping) -> Tensor:
@@ -122,7 +122,7 @@ def solve_b(start: Factors, a: Tensor, terms: Sum, metric: Metric, damping: Damp
     right = _combine(terms, lambda term: term.onto_inn(a)) / metric.out[:, None]
     if a is not start.a:
         right = right - start.b @ ((a - start.a) @ weighted.T)
-    return start.b + right @ _inverse(a @ weighted.T, damping.inn)
+    return start.b + right @ _inverse(a @ weighted.T, damping.inn, damping.relative)
 
 
 def jacobi(start: Factors, terms: Sum, metric: Metric, damping: Damping) -> Factors:
@@ -151,17 +151,19 @@ def tangent(factors: Factors, known: AtIterate, damping: Damping) -> Product:
     P and Q project on B's columns and A's rows. All that `known` says about T, and nothing else.
     """
     a, b = factors.a, factors.b
-    by_b = b @ _inverse(b.T @ b, damping.out)
-    rest = (known.inn - by_b @ (known.out @ a.T)) @ _inverse(a @ a.T, damping.inn)
+    by_b = b @ _inverse(b.T @ b, damping.out, damping.relative)
+    rest = (known.inn - by_b @ (known.out @ a.T)) @ _inverse(a @ a.T, damping.inn, damping.relative)
     return Product(torch.cat([by_b, rest], dim=1), torch.cat([known.out, a]))
 
 
-def relative_damping(factors: Factors, metric: Metric, share: Tensor | float, floor: float) -> Damping:
-    """`share` of the mean eigenvalue of each Gram matrix, plus `floor`: rescaling A against B changes nothing."""
-    rank = factors.a.shape[0]
-    out = (factors.b.square() * metric.out[:, None]).sum() / rank
-    inn = (factors.a.square() * metric.inn).sum() / rank
-    return Damping(out * share + floor, inn * share + floor)
+def tangent_square(factors: Factors, known: AtIterate, damping: Damping) -> Tensor:
+    """The squared Frobenius norm of `tangent`, a scalar, from R x R matrices alone."""
+    a, b = factors.a, factors.b
+    within = _inverse(b.T @ b, damping.out, damping.relative)
+    both = known.out @ a.T
+    beside = known.inn.T @ known.inn - both.T @ within @ both
+    by_b = (within * (known.out @ known.out.T)).sum()
+    return by_b + (_inverse(a @ a.T, damping.inn, damping.relative) * beside).sum().clamp_min(0)
 
 
 def _combine(terms: Sum, product: _Product) -> Tensor:
@@ -176,9 +178,10 @@ class _Product(Protocol):
     def __call__(self, term: Term, /) -> Tensor: ...
 
 
-def _inverse(gram: Tensor, damping: Tensor | float) -> Tensor:
-    """(gram + damping I)^-1 in gram's dtype. In fp64: half-precision and fp32 Grams lose small eigenvalues."""
+def _inverse(gram: Tensor, absolute: float, relative: float) -> Tensor:
+    """(gram + damping I)^-1 in gram's dtype. In fp64: fp32 loses the small eigenvalues of a Gram matrix."""
     wide = gram.double()
-    wide = wide + torch.eye(gram.shape[0], dtype=wide.dtype, device=wide.device) * damping
-    inverse: Tensor = torch.linalg.inv_ex(wide).inverse
+    diagonal = wide.diagonal()
+    shift = diagonal.mean() * relative + absolute
+    inverse: Tensor = torch.linalg.inv_ex(wide + torch.diag_embed(shift.expand(len(wide)))).inverse
     return inverse.to(gram.dtype)

