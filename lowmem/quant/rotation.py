@@ -141,7 +141,8 @@ def cayley(theta: Tensor, radix: int) -> Tensor:
     """(..., b (b - 1) / 2) angles -> rotations (..., b, b) with determinant +1; the identity at 0. Differentiable."""
     skew = _skew(theta, radix)
     eye = torch.eye(radix, dtype=theta.dtype, device=theta.device)
-    return torch.linalg.solve(eye + skew, eye - skew)
+    rotation: Tensor = torch.linalg.solve(eye + skew, eye - skew)
+    return rotation
 
 
 def apply(x: Tensor, rotation: Rotation) -> Tensor:
