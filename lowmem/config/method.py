@@ -57,7 +57,7 @@ class LorsumMethod(AdapterMethod):
     """Weight of the past in the average of gradients; 0 = no momentum, and no state for it."""
     momentum_form: Literal["factors", "lowrank"] = "factors"
     """Averages of the factors' gradients, or of the weight's gradient as a product of rank r."""
-    damping: Annotated[float, Field(ge=0)] = 2.0
+    damping: Annotated[float, Field(ge=0)] = 4.0
     """No step is larger than one with learning_rate 1 / damping."""
 
     @model_validator(mode="after")

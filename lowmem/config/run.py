@@ -33,7 +33,7 @@ from lowmem.errors import ConfigError
 from lowmem.units import parse_bytes
 
 LORA_LEARNING_RATE = 2e-4
-LORSUM_LEARNING_RATE = 0.1  # unlike adamw's: relative to a layer's inputs, see methods/lowrank/lorsum_rule.py
+LORSUM_LEARNING_RATE = 0.3  # unlike adamw's: relative to a layer's inputs, see methods/lowrank/lorsum_rule.py
 LORA_MUON_LEARNING_RATE = 1e-3
 FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
 GALORE_LEARNING_RATE = 8e-5  # times the default scale of 0.25: full finetuning's
