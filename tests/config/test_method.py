@@ -1,0 +1,28 @@
+"""What a `method` section admits."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from lowmem.config.method import LorsumMethod
+from lowmem.config.run import LORA_MUON_LEARNING_RATE, LORSUM_LEARNING_RATE
+from tests.tiny import run_config
+
+
+def test_sweeps_belong_to_gauss_seidel() -> None:
+    assert LorsumMethod(mode="gauss_seidel", sweeps=3).sweeps == 3
+    with pytest.raises(ValidationError, match="sweeps: belongs to mode: gauss_seidel; mode: jacobi makes a single one"):
+        LorsumMethod(sweeps=3)
+
+
+@pytest.mark.parametrize("kind", ["lorsum", "lora_muon"])
+def test_methods_with_their_own_rule_refuse_an_optimizer(kind: str) -> None:
+    with pytest.raises(ValidationError, match=f"optimizer: method.kind: {kind} has its own update rule"):
+        run_config(method={"kind": kind}, optimizer={"kind": "sgd"})
+
+
+def test_methods_with_their_own_rule_have_learning_rates_of_their_own() -> None:
+    assert run_config(method={"kind": "lorsum"}).peak_learning_rate == LORSUM_LEARNING_RATE
+    assert run_config(method={"kind": "lora_muon"}).peak_learning_rate == LORA_MUON_LEARNING_RATE
+    assert run_config(method={"kind": "lorsum"}, learning_rate=0.7).peak_learning_rate == 0.7
