@@ -45,44 +45,49 @@ def find_compiler() -> str:
     )
 
 
-def build(extra_flags: Sequence[str] = ()) -> Path:
-    """The shared library of the current sources, compiled unless it is already in the cache.
+def build(extra_flags: Sequence[str] = (), *, name: str = "perturb") -> Path:
+    """The shared library of the current `name`.cpp, compiled unless it is already in the cache.
 
     Safe for several processes at once: each compiles into a file of its own and renames it into place. Raises
     `KernelUnavailable` when the compiler fails or the cache cannot be written.
     """
     compiler = find_compiler()
     flags = (*FLAGS, *extra_flags)
-    library = cache_folder() / "kernels" / f"perturb-{_digest(compiler, flags)}.so"
+    library = cache_folder() / "kernels" / f"{name}-{_digest(compiler, flags)}.so"
     if library.exists():
         return library
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=library.parent, suffix=".tmp")
+        handle, partial = tempfile.mkstemp(dir=library.parent, suffix=".tmp")
     except OSError as error:
         raise KernelUnavailable(
             f"the native kernels cannot be built in {library.parent}: {error.strerror};"
             " set LOWMEM_CACHE to a folder that can be written"
         ) from error
     os.close(handle)
-    made = Path(name)
+    made = Path(partial)
     try:
-        _compile(compiler, flags, made)
+        _compile(compiler, flags, SOURCES / f"{name}.cpp", made)
         os.replace(made, library)
     finally:
         made.unlink(missing_ok=True)
     return library
 
 
-def load(path: Path) -> ctypes.CDLL:
-    """The built library with the types of its functions declared. Its calls release the interpreter lock.
+def open_library(path: Path) -> ctypes.CDLL:
+    """A built library. Its calls release the interpreter lock.
 
     Raises `KernelUnavailable` when the file is no library for this machine.
     """
     try:
-        library = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelUnavailable(f"{path} cannot be loaded: {error}; delete it to build it anew") from error
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The perturbation kernels with the types of their functions declared. Raises as `open_library`."""
+    library = open_library(path)
     direction = (c_int, c_int, c_float)
     library.lowmem_best_level.argtypes = ()
     library.lowmem_best_level.restype = c_int
@@ -102,13 +107,13 @@ def load(path: Path) -> ctypes.CDLL:
 def _digest(compiler: str, flags: Sequence[str]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256("\0".join((version, *flags)).encode())
-    for source in sorted(SOURCES.glob("*.cpp")):
+    for source in sorted((*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"))):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:20]
 
 
-def _compile(compiler: str, flags: Sequence[str], target: Path) -> None:
-    command = [compiler, *flags, str(SOURCES / "perturb.cpp"), "-o", str(target)]
+def _compile(compiler: str, flags: Sequence[str], source: Path, target: Path) -> None:
+    command = [compiler, *flags, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise KernelUnavailable(

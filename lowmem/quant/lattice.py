@@ -16,16 +16,17 @@ Source of the construction: Tseng et al. 2024, arXiv 2402.04396 (E8P); our own t
 from __future__ import annotations
 
 import itertools
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from lowmem.quant.constant import constant
 
 CHUNK = 8192
 """Vectors searched at a time: (CHUNK, 256) fp32 temporaries of 8 MB."""
 
 
-@cache
+@constant
 def magnitudes() -> Tensor:
     """Absolute patterns in units of 1/2: int16 (256, 8), odd."""
     by_norm: dict[bool, list[tuple[int, ...]]] = {False: [], True: []}
@@ -36,7 +37,7 @@ def magnitudes() -> Tensor:
     return torch.tensor(by_norm[False] + by_norm[True][:29], dtype=torch.int16)
 
 
-@cache
+@constant
 def patterns() -> Tensor:
     """The signed patterns P in units of 1/4: int16 (256, 8), entries +-2, 6, 10, last one negative where needed."""
     table = 2 * magnitudes()
@@ -44,7 +45,7 @@ def patterns() -> Tensor:
     return torch.cat([table[:, :7], torch.where(odd, -table[:, 7], table[:, 7])[:, None]], dim=1)
 
 
-@cache
+@constant
 def residual_patterns() -> Tensor:
     """The 1-bit table R in units of 1/2: int16 (256, 8)."""
     rows: list[tuple[int, ...]] = [(0,) * 8]
@@ -79,14 +80,14 @@ def nearest_residual(x: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
 
 
-@cache
+@constant
 def _shapes() -> Tensor:
     """The seven magnitudes, largest entry first, that all permutations share; half-integers fp32 (7, 8)."""
     rows = [[1.5] * k + [0.5] * (8 - k) for k in range(5)] + [[2.5] + [0.5] * 7, [2.5, 1.5] + [0.5] * 6]
     return torch.tensor(rows)
 
 
-@cache
+@constant
 def _index_of() -> Tensor:
     """Index by the ternary number of a magnitude pattern (digit 0, 1, 2 for 1/2, 3/2, 5/2): uint8 (6561,)."""
     table = torch.zeros(3**8, dtype=torch.uint8)

@@ -9,16 +9,17 @@ entries at most sqrt(2 / n). All are pure functions of the order: nothing is dra
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from lowmem.quant.constant import constant
 
 LARGEST_PALEY = 256
 """A dense stage costs its order in multiplications per element, so larger fixed factors are not looked for."""
 
 
-@cache
+@constant
 def base_matrix(order: int) -> Tensor:
     """Orthogonal fp64 (order, order): the normalised Hadamard matrix if `_hadamard` knows one, else Hartley's."""
     signs = _hadamard(order)
@@ -28,7 +29,7 @@ def base_matrix(order: int) -> Tensor:
     return (angle.cos() + angle.sin()) / math.sqrt(order)
 
 
-@cache
+@constant
 def _hadamard(order: int) -> Tensor | None:
     """+-1 fp64 matrix with orthogonal rows, or None where neither doubling nor Paley gives one."""
     if order == 1:

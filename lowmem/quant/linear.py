@@ -1,0 +1,274 @@
+"""Layers whose weights are packed: `QuantLinear` and `QuantEmbedding`, plain modules with buffers that nest.
+
+A `QuantLinear` computes `((x V) W~^T) U^T + bias` with the rotations V (inputs) and U (outputs) and the packed W~.
+Nothing in it trains; gradients flow to its input, so adapters can sit on top. Memory beside the file's bytes: the
+matrices of learned rotations are expanded to fp32 (sum of the radices times 4 bytes per column); those of the RHT are
+a few kilobytes. The backward pass unpacks the weight once and frees it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lowmem.kernels import packed as native
+from lowmem.kernels.dispatch import KernelChoice
+from lowmem.quant.codec import BLOCK, PLANE_BYTES, Kind, PackedWeight, group_count, padded, unpack
+from lowmem.quant.orthogonal import base_matrix
+from lowmem.quant.product import choose, product
+from lowmem.quant.rotation import Rotation, apply, apply_inverse
+
+Precision = Literal["full", "base"]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One direction of a rotation as the kernels take it: signs before, stages, signs after; all fp32."""
+
+    before: Tensor | None
+    stages: tuple[int, ...]
+    matrices: Tensor
+    after: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return native.rotate(x, self.before, self.stages, self.matrices, self.after)
+
+
+def transform(rotation: Rotation, *, inverse: bool = False) -> Transform | None:
+    """`rotation.apply`, or its inverse, ready for `kernels.packed.rotate`; None where there is nothing to do."""
+    if rotation.signs is None:
+        return None
+    radices = rotation.schedule.radices
+    kernels = rotation.kernels(torch.float32)
+    parts = [
+        _stage(kernel.mT if inverse else kernel, radix, math.prod(radices[:t]))
+        for t, (radix, kernel) in enumerate(zip(radices, kernels, strict=True))
+    ]
+    if rotation.schedule.fixed > 1:
+        fixed = base_matrix(rotation.schedule.fixed).float().to(rotation.signs.device)
+        parts.insert(0, _stage(fixed.mT if inverse else fixed, rotation.schedule.fixed, math.prod(radices)))
+    if inverse:
+        parts.reverse()
+    signs = rotation.signs.float()
+    flat = torch.cat([matrix for _, matrix in parts]) if parts else signs.new_empty(0)
+    stages = tuple(number for numbers, _ in parts for number in numbers)
+    return Transform(None, stages, flat, signs) if inverse else Transform(signs, stages, flat, None)
+
+
+def _stage(kernel: Tensor, radix: int, stride: int) -> tuple[tuple[int, int, int], Tensor]:
+    """(radix, stride, shared) and the matrices in the order of the inner loops: (i, j) or (c, i, j, s)."""
+    if kernel.ndim == 2:
+        return (radix, stride, 1), kernel.mT.flatten()
+    by_position = kernel.reshape(-1, stride, radix, radix)
+    return (radix, stride, 0), by_position.permute(0, 3, 2, 1).flatten()
+
+
+class QuantLinear(nn.Module):
+    """`y = x W^T + bias` for a rotated, packed W. `weight` parts are buffers; the bias is one too.
+
+    `precision` "base" reads only the first plane of `nested` and `e8r` weights: the 2-bit model of the same file.
+    """
+
+    planes0: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        packed: PackedWeight,
+        rotation_in: Rotation,
+        rotation_out: Rotation,
+        *,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = packed.shape
+        if (rotation_in.order, rotation_out.order) != (self.in_features, self.out_features):
+            raise ValueError(
+                f"rotations of orders {rotation_in.order} (inputs) and {rotation_out.order} (outputs) do not fit a"
+                f" weight of shape {packed.shape}; the orders are its columns and its rows"
+            )
+        self.kind: Kind = packed.kind
+        self.gain, self.residual_scale = packed.gain, packed.residual_scale
+        self.group_size = packed.group_size
+        self.precision: Precision = "full"
+        for index, plane in enumerate(packed.planes):
+            self.register_buffer(f"planes{index}", plane)
+        self.register_buffer("scales", packed.scales)
+        self.register_buffer("bias", bias)
+        for side, rotation in (("in", rotation_in), ("out", rotation_out)):
+            self._keep_rotation(side, rotation)
+        self._transforms: dict[str, Transform | None] = {}
+
+    def _keep_rotation(self, side: str, rotation: Rotation) -> None:
+        setattr(self, f"mode_{side}", rotation.mode)
+        setattr(self, f"schedule_{side}", rotation.schedule)
+        self.register_buffer(f"signs_{side}", rotation.signs)
+        for t, (angles, scales) in enumerate(zip(rotation.angles, rotation.angle_scales, strict=True)):
+            self.register_buffer(f"angles_{side}{t}", angles)
+            self.register_buffer(f"angle_scales_{side}{t}", scales)
+
+    def rotation(self, side: Literal["in", "out"]) -> Rotation:
+        """The rotation of inputs or outputs, sharing the buffers."""
+        schedule = getattr(self, f"schedule_{side}")
+        stages = range(len(schedule.radices)) if getattr(self, f"mode_{side}") == "harp" else range(0)
+        order = self.in_features if side == "in" else self.out_features
+        return Rotation(
+            order,
+            getattr(self, f"mode_{side}"),
+            getattr(self, f"signs_{side}"),
+            schedule,
+            tuple(getattr(self, f"angles_{side}{t}") for t in stages),
+            tuple(getattr(self, f"angle_scales_{side}{t}") for t in stages),
+        )
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The packed weight at the present precision, sharing the buffers."""
+        planes = tuple(getattr(self, f"planes{k}") for k in range(2) if hasattr(self, f"planes{k}"))
+        shape = (self.out_features, self.in_features)
+        weight = PackedWeight(self.kind, shape, planes, self.scales, self.gain, self.residual_scale, self.group_size)
+        return weight.base_plane() if self.precision == "base" else weight
+
+    def dequantized(self) -> Tensor:
+        """The weight of the layer that this one stands for: fp32 (m, n), newly allocated."""
+        rotated = apply_inverse(unpack(self.packed), self.rotation("in"))
+        return apply_inverse(rotated.T.contiguous(), self.rotation("out")).T.contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def inner(self, x: Tensor) -> Tensor:
+        """`((x V) W~^T) U^T`, fp32 rows."""
+        return self.rotated_out(product(self.rotated_in(x), self.packed))
+
+    def rotated_in(self, x: Tensor) -> Tensor:
+        """`x V`: layers that share a rotation can share this."""
+        return self._rotated(x, "in", inverse=False)
+
+    def rotated_out(self, x: Tensor) -> Tensor:
+        return self._rotated(x, "out", inverse=True)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """What `inner` passes back: fp32 rows (tokens, m) to (tokens, n). The weight is unpacked for it and freed."""
+        rotated = apply(grad, self.rotation("out")) @ unpack(self.packed)
+        return apply_inverse(rotated, self.rotation("in"))
+
+    def _rotated(self, x: Tensor, side: Literal["in", "out"], *, inverse: bool) -> Tensor:
+        if getattr(self, f"mode_{side}") == "none":
+            return x
+        if choose(x.device, self.kind, 1).kernel is not KernelChoice.NATIVE:
+            return (apply_inverse if inverse else apply)(x, self.rotation(side))
+        key = f"{side}{inverse}"
+        if key not in self._transforms:
+            self._transforms[key] = transform(self.rotation(side), inverse=inverse)
+        ready = self._transforms[key]
+        return x if ready is None else ready(x)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
+        """Buffers may move; what was expanded from them is made anew. Scales stay fp16 whatever dtype is asked."""
+        self._transforms = {}
+        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False) if buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._transforms = {}
+        super()._load_from_state_dict(*arguments)
+
+    def extra_repr(self) -> str:
+        rotations = f"{self.__dict__['mode_in']}/{self.__dict__['mode_out']}"
+        return f"{self.in_features}, {self.out_features}, kind={self.kind}, rotations={rotations}"
+
+
+class _Product(torch.autograd.Function):
+    """The layer's product; backward gives the gradient of the input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantLinear) -> Tensor:
+        ctx.layer, ctx.precision = layer, layer.precision
+        rows = layer.inner(x.reshape(-1, layer.in_features).float())
+        return rows.to(x.dtype).reshape(*x.shape[:-1], layer.out_features)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        layer: QuantLinear = ctx.layer
+        with at_precision([layer], ctx.precision):
+            rows = layer.input_gradient(grad.reshape(-1, layer.out_features).float())
+        return rows.to(grad.dtype).reshape(*grad.shape[:-1], layer.in_features), None
+
+
+@contextmanager
+def at_precision(layers: Sequence[nn.Module] | nn.Module, precision: Precision) -> Iterator[None]:
+    """Within, every `QuantLinear` that has two planes (of a model, or of `layers`) computes at `precision`."""
+    found = list(layers.modules()) if isinstance(layers, nn.Module) else list(layers)
+    nested = [layer for layer in found if isinstance(layer, QuantLinear) and layer.kind in ("e8r", "nested")]
+    before = [layer.precision for layer in nested]
+    for layer in nested:
+        layer.precision = precision
+    try:
+        yield
+    finally:
+        for layer, old in zip(nested, before, strict=True):
+            layer.precision = old
+
+
+class QuantEmbedding(nn.Module):
+    """Rows of a packed table, `int8` or `int4`, without a rotation: a token reads its own row and nothing else."""
+
+    planes0: Tensor
+    scales: Tensor
+
+    def __init__(
+        self, packed: PackedWeight, *, padding_idx: int | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if packed.kind not in ("int4", "int8", "s4"):
+            raise ValueError(f"an embedding of kind {packed.kind!r}: rows are read one by one; use int8, int4 or s4")
+        self.num_embeddings, self.embedding_dim = packed.shape
+        self.kind: Kind = packed.kind
+        self.gain, self.group_size, self.padding_idx = packed.gain, packed.group_size, padding_idx
+        self.dtype = dtype or torch.float32
+        self.register_buffer("planes0", packed.planes[0])
+        self.register_buffer("scales", packed.scales)
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The whole table, sharing the buffers."""
+        shape = (self.num_embeddings, self.embedding_dim)
+        return PackedWeight(self.kind, shape, (self.planes0,), self.scales, self.gain, 0.0, self.group_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1)
+        rows = PackedWeight(
+            self.kind,
+            (flat.shape[0], self.embedding_dim),
+            (self.planes0[flat],),
+            self.scales[flat],
+            self.gain,
+            0.0,
+            self.group_size,
+        )
+        return unpack(rows).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+
+
+def empty_packed(
+    kind: Kind, shape: tuple[int, int], *, group_size: int = 0, residual_scale: float = 0.0
+) -> PackedWeight:
+    """A packed weight of zero bytes and scales: what a loader fills."""
+    m, n = shape
+    planes = tuple(torch.zeros(m, padded(n) // BLOCK * size, dtype=torch.uint8) for size in PLANE_BYTES[kind])
+    scales = torch.zeros(m, group_count(n, group_size), dtype=torch.float16)
+    return PackedWeight(kind, shape, planes, scales, 1.0, residual_scale, group_size)
