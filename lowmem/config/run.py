@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -16,6 +15,8 @@ from pydantic import (
 
 from lowmem.config.base import Section
 from lowmem.config.dataset import Dataset
+from lowmem.config.generation import GenerationConfig
+from lowmem.config.loss import CrossEntropyLoss, Loss, ScoreLoss
 from lowmem.config.method import (
     AdapterMethod,
     AutoMethod,
@@ -39,23 +40,11 @@ FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
 GALORE_LEARNING_RATE = 8e-5  # times the default scale of 0.25: full finetuning's
 MEZO_LEARNING_RATE = 1e-6  # MeZO's grid for full weights is {1e-6, 1e-7} (arXiv 2305.17333)
 MEZO_ADAPTER_LEARNING_RATE = 5e-5
+ZO_STEP_LENGTH = 1e-3  # per weight, of the algorithms that divide by a slope; larger models want less
 
 
 PLANNED = ("per_device_train_batch_size", "gradient_checkpointing")
 """Keys that accept `auto` in a file or on the command line (`lowmem.config.load` moves them to `auto`)."""
-
-
-class GenerationConfig(Section):
-    """How answers are sampled by `eval`, `generate` and `chat`."""
-
-    max_new_tokens: PositiveInt = 256
-    temperature: NonNegativeFloat = 0.0
-    """0 = greedy."""
-    top_k: NonNegativeInt = 0
-    """Keep only this many most likely tokens; 0 = all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    stop: tuple[str, ...] = ()
-    seed: NonNegativeInt = 0
 
 
 class RunConfig(Section):
@@ -80,6 +69,7 @@ class RunConfig(Section):
     chat_template: str | None = None
     """A Jinja template that replaces the tokenizer's."""
 
+    loss: Loss = CrossEntropyLoss()
     method: Method = LoraMethod()
     optimizer: Optimizer = AdamW()
     learning_rate: PositiveFloat | None = None
@@ -145,6 +135,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _coherent(self) -> RunConfig:
         method = self.method
+        if isinstance(self.loss, ScoreLoss) and not isinstance(method, ZoMethod):
+            raise ValueError(
+                f"loss.kind: score has no gradient, and method.kind: {method.kind} needs one; use method: zo "
+                "(with train_adapter to train an adapter), or loss: cross_entropy"
+            )
         if isinstance(method, ZoMethod) and method.parameter_free and self.learning_rate is not None:
             raise ValueError(
                 f"learning_rate: {method.algorithm} is parameter-free and chooses its own step; "
@@ -178,8 +173,10 @@ class RunConfig(Section):
         match self.method:
             case ZoMethod(parameter_free=True):
                 return 1.0
-            case ZoMethod(train_adapter=adapter):
+            case ZoMethod(train_adapter=adapter, algorithm="mezo"):
                 default = MEZO_LEARNING_RATE if adapter is None else MEZO_ADAPTER_LEARNING_RATE
+            case ZoMethod():
+                default = ZO_STEP_LENGTH
             case LorsumMethod():
                 default = LORSUM_LEARNING_RATE
             case LoraMuonMethod():

@@ -7,9 +7,13 @@ Letters: `B` examples, `S` rows (sequences; several per example when a task scor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lowmem.data.samples import EvalItem
 
 IGNORE = -100
 """Label of a token that carries no loss."""
@@ -52,6 +56,8 @@ class Batch:
     positions: tuple[Tensor, ...] = ()
     """Rows and columns, (N,) int64 each, whose hidden state predicts a labelled token; found once, on the host, so that
     the step itself never waits for the device and can be planned without values."""
+    items: tuple[EvalItem, ...] = ()
+    """(B,) what was asked and which answers are right, where every example has that: for losses that generate."""
 
     def __post_init__(self) -> None:
         if not self.positions:

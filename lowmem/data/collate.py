@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowmem.data.batch import IGNORE, Batch, Options
-from lowmem.data.samples import Example, TokenRow
+from lowmem.data.samples import EvalItem, Example, TokenRow
 
 
 def collate(examples: Sequence[Example], *, pad_id: int) -> Batch:
@@ -25,6 +25,7 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> Batch:
         labels=_padded([row.labels for row in rows], width, IGNORE),
         position_ids=_padded([_positions(row) for row in rows], width, 0) if packed else None,
         options=_options(examples),
+        items=_items(examples),
     )
 
 
@@ -39,6 +40,11 @@ def grouped_batches(examples: Sequence[Example], *, size: int, pad_id: int) -> l
 def _chunks(examples: list[Example], size: int) -> Iterator[list[Example]]:
     for start in range(0, len(examples), size):
         yield examples[start : start + size]
+
+
+def _items(examples: Sequence[Example]) -> tuple[EvalItem, ...]:
+    items = tuple(example.evaluation for example in examples if example.evaluation is not None)
+    return items if len(items) == len(examples) else ()
 
 
 def _positions(row: TokenRow) -> tuple[int, ...]:

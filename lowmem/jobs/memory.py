@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lowmem.config.loss import ScoreLoss
 from lowmem.config.method import AdapterMethod, ZoMethod
 from lowmem.config.run import RunConfig
 from lowmem.data.batch import Batch
@@ -36,7 +37,10 @@ def tensor_budget(config: RunConfig) -> int | None:
 
 
 def predict_step(config: RunConfig, micro_batches: Sequence[Batch]) -> dict[str, int]:
-    """Bytes by phase of a step over batches of these sizes; empty where a task's options are rows of their own."""
+    """Bytes by phase of a step over batches of these sizes; empty where a task's options are rows of their own, and
+    where the loss generates answers."""
+    if isinstance(config.loss, ScoreLoss):
+        return {}
     largest = max(micro_batches, key=lambda batch: batch.input_ids.numel())
     options = largest.options
     if options is not None and options.token_ids is None:

@@ -14,6 +14,7 @@ import torch
 
 from lowmem.config.dataset import Dataset
 from lowmem.config.load import dump_run
+from lowmem.config.loss import CrossEntropyLoss, ScoreLoss
 from lowmem.config.method import ZoMethod
 from lowmem.config.run import RunConfig
 from lowmem.data.dataset import EncodedDataset, open_dataset
@@ -26,10 +27,11 @@ from lowmem.generate.generate import Prompt, generate_batch
 from lowmem.jobs.evaluate import name_apart
 from lowmem.jobs.folder import check_disk, open_run_folder, write_atomically
 from lowmem.jobs.memory import compare, predict_step, resolve, tensor_budget
+from lowmem.jobs.score import Accuracy, ScoredAnswers
 from lowmem.methods.build import build_method
 from lowmem.models.checkpointing import set_gradient_checkpointing
 from lowmem.models.load import LoadedModel, load_config, load_model, load_tokenizer, pad_id
-from lowmem.models.loss import ModelLoss
+from lowmem.models.loss import LossFn, ModelLoss
 from lowmem.models.modes import eval_mode
 from lowmem.models.source import ModelSource, pick_device
 from lowmem.report.html import write_report
@@ -208,6 +210,7 @@ class _Job:
         self._recomputing = config.gradient_checkpointing
         set_gradient_checkpointing(self._loaded.model, self._recomputing)
         self._loss = ModelLoss(self._loaded.model, chunk_tokens=config.loss_chunk_tokens)
+        self._objective = self._training_loss()
         self._meter = MemoryMeter(self._device)
         self._check()
         self._advise()
@@ -240,7 +243,7 @@ class _Job:
         self._meter.reset()
         result = run_loop(
             self.method,
-            self._loss,
+            self._objective,
             self._batches,
             settings=settings,
             store=store,
@@ -265,6 +268,16 @@ class _Job:
         self._loaded.tokenizer.save_pretrained(str(fresh))
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
+
+    def _training_loss(self) -> LossFn:
+        """What steps make smaller; evaluations always report the cross-entropy."""
+        match self._config.loss:
+            case CrossEntropyLoss():
+                return self._loss
+            case ScoreLoss(function="accuracy"):
+                return Accuracy(self._loss)
+            case ScoreLoss() as score:
+                return ScoredAnswers(self._loaded.model, self._loaded.tokenizer, score)
 
     def _limit(self) -> StepLimit:
         """The budget, and what may be given up for it: smaller micro-batches, then stored activations."""

@@ -87,7 +87,7 @@ class SharedProbes:
                 numbers[1, start : start + size] = sums.counts
             start += size
         self._shards.sum_(numbers)  # the others hold zeros there: adding them is exact
-        return [LossSums(*part) for part in numbers.split(sizes, dim=1)]
+        return [LossSums(part[0], part[1]) for part in torch.split(numbers, sizes, dim=1)]
 
 
 def refuse_unless_shardable(method: Method) -> None:
