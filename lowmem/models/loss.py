@@ -1,8 +1,9 @@
 """The training loss of any causal LM, without ever holding the logits of all tokens.
 
 The decoder runs once; its hidden states at positions that carry loss are sent through the head in chunks of
-`chunk_tokens`, each recomputed in the backward pass. Only labelled positions reach the head at all, and a one-token
-classification task needs one position per example.
+`chunk_tokens`. A trained head recomputes each chunk in the backward pass; a frozen one leaves the gradient of its input
+behind at once and is never run again. Only labelled positions reach the head at all, and a one-token classification
+task needs one position per example.
 """
 
 from __future__ import annotations
@@ -131,9 +132,12 @@ class ModelLoss:
         return torch.cat(pieces), rows
 
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return self._nll_chunk(hidden, targets)
+        if any(parameter.requires_grad for parameter in self._head.parameters()):
             return cast(Tensor, checkpoint(self._nll_chunk, hidden, targets, use_reentrant=False))
-        return self._nll_chunk(hidden, targets)
+        nll: Tensor = _FrozenHead.apply(hidden, targets, self._nll_chunk)  # type: ignore[no-untyped-call]
+        return nll
 
     def _nll_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self._logits(hidden), targets, reduction="none")
@@ -153,3 +157,25 @@ class ModelLoss:
         mean = -zeros.index_add(0, rows, nll) / zeros.index_add(0, rows, torch.ones_like(nll))
         scores = nll.new_full((options.gold.shape[0], options.count), -torch.inf)
         return scores.index_put((options.example, options.option), mean)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Losses (N,) of hidden states (N, D) through a head without trained parameters.
+
+    Each loss depends on its own row alone, so its gradient (N, D) is known up to a factor in the forward pass already:
+    it is kept in place of the logits, and backward only scales its rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, losses: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            nll = losses(leaf, targets)
+            (gradient,) = torch.autograd.grad(nll.sum(), leaf)
+        ctx.save_for_backward(gradient)
+        return nll.detach()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None

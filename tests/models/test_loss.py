@@ -30,6 +30,22 @@ def test_gradients_do_not_depend_on_the_chunk_size() -> None:
     torch.testing.assert_close(gradients[1], gradients[2], rtol=1e-5, atol=1e-6)
 
 
+def test_a_frozen_head_gives_the_gradients_of_a_trained_one_without_running_twice() -> None:
+    """In units of its forward: once per chunk where it is frozen, twice (recomputed) where it is trained."""
+    batch, gradients, calls = lm_batch(rows=4), [], []
+    for frozen in (False, True):
+        model = tiny_model("gemma2", tie_word_embeddings=False)  # caps its logits
+        model.get_output_embeddings().weight.requires_grad_(not frozen)
+        runs: list[int] = []
+        model.get_output_embeddings().register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        sums = ModelLoss(model, chunk_tokens=7)(batch)
+        (sums.per_example * torch.arange(1.0, 5.0)).sum().backward()
+        gradients.append(model.model.layers[0].mlp.up_proj.weight.grad)
+        calls.append(len(runs))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
+    assert calls[0] == 2 * calls[1]
+
+
 def test_sums_and_counts_are_per_example() -> None:
     model, batch = tiny_model(), lm_batch(rows=3)
     together = ModelLoss(model)(batch)
