@@ -56,7 +56,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
     """Finite values over steps. `style` is a line, a dashed line, or separate points."""
 
     label: str
@@ -70,10 +70,10 @@ def charts(records: list[Record]) -> list[Chart]:
     """Every curve the records have points for: loss, learning rate, memory, and what the method reports of itself."""
     steps = of_kind(records, "StepDone")
 
-    def curve(label: str, read: Callable[[Record], Any], style: Literal["line", "dashed"] = "line") -> _Curve:
-        return _finite(label, [(whole(r.get("step")), number(read(r))) for r in steps], style)
+    def curve(label: str, read: Callable[[Record], Any], style: Literal["line", "dashed"] = "line") -> Curve:
+        return finite_curve(label, [(whole(r.get("step")), number(read(r))) for r in steps], style)
 
-    def detail(name: str, label: str, style: Literal["line", "dashed"] = "line") -> _Curve:
+    def detail(name: str, label: str, style: Literal["line", "dashed"] = "line") -> Curve:
         return curve(label, lambda r: (r.get("details") or {}).get(name, math.nan), style)
 
     unit, scale = ("GiB", 2**30) if peak_bytes(records) >= 2**30 else ("MiB", 2**20)
@@ -85,37 +85,39 @@ def charts(records: list[Record]) -> list[Chart]:
     # A method reports a detail at every step or never, so a value that is absent was not lost.
     own = [_whole_curve(c) for c in (*lengths, detail("projected_grad", "slope"), detail("grad_norm", "norm"))]
     drawn = [
-        _chart("loss", "Loss", [curve("training, before the update", lambda r: r.get("loss")), *_evaluations(records)]),
-        _chart("lr", "Learning rate", [curve("learning rate", lambda r: r.get("lr"))], unit="rate", from_zero=True),
-        _chart("memory", "Memory", memory, unit=unit, from_zero=True),
-        _chart("lengths", "Step length and probing radius", own[:2], unit="length", log=True),
-        _chart("slope", "Projected gradient", own[2:3], unit="slope"),
-        _chart("norm", "Gradient norm", own[3:], unit="norm"),
+        chart_of(
+            "loss", "Loss", [curve("training, before the update", lambda r: r.get("loss")), *_evaluations(records)]
+        ),
+        chart_of("lr", "Learning rate", [curve("learning rate", lambda r: r.get("lr"))], unit="rate", from_zero=True),
+        chart_of("memory", "Memory", memory, unit=unit, from_zero=True),
+        chart_of("lengths", "Step length and probing radius", own[:2], unit="length", log=True),
+        chart_of("slope", "Projected gradient", own[2:3], unit="slope"),
+        chart_of("norm", "Gradient norm", own[3:], unit="norm"),
     ]
     return [chart for chart in drawn if chart is not None]
 
 
-def _evaluations(records: list[Record]) -> list[_Curve]:
+def _evaluations(records: list[Record]) -> list[Curve]:
     """The loss of every evaluated dataset, in the order in which they were first seen."""
     points: dict[str, list[tuple[int, float]]] = {}
     for record in of_kind(records, "EvalDone"):
         dataset = str(record.get("split")).partition(":")[2] or str(record.get("split"))
         value = number((record.get("metrics") or {}).get("loss"))
         points.setdefault(dataset, []).append((whole(record.get("step")), value))
-    return [_finite(f"evaluation: {name}", pairs, "points") for name, pairs in points.items()]
+    return [finite_curve(f"evaluation: {name}", pairs, "points") for name, pairs in points.items()]
 
 
-def _finite(label: str, pairs: list[tuple[int, float]], style: Literal["line", "dashed", "points"]) -> _Curve:
+def finite_curve(label: str, pairs: list[tuple[int, float]], style: Literal["line", "dashed", "points"]) -> Curve:
     kept = [(step, value) for step, value in pairs if math.isfinite(value)]
-    return _Curve(label, [s for s, _ in kept], [v for _, v in kept], style, dropped=len(pairs) - len(kept))
+    return Curve(label, [s for s, _ in kept], [v for _, v in kept], style, dropped=len(pairs) - len(kept))
 
 
-def _whole_curve(curve: _Curve) -> _Curve:
-    return _Curve(curve.label, curve.steps, curve.values, curve.style)
+def _whole_curve(curve: Curve) -> Curve:
+    return Curve(curve.label, curve.steps, curve.values, curve.style)
 
 
-def _chart(
-    name: str, title: str, curves: Sequence[_Curve], *, unit: str = "loss", log: bool = False, from_zero: bool = False
+def chart_of(
+    name: str, title: str, curves: Sequence[Curve], *, unit: str = "loss", log: bool = False, from_zero: bool = False
 ) -> Chart | None:
     """The drawing of `curves`, None when no curve has a point."""
     notes = [f"{c.label}: {c.dropped} value(s) are not finite and not drawn." for c in curves if c.dropped]
@@ -145,10 +147,10 @@ def _chart(
             axes.set_ylim(bottom=0)
 
     described = f"{title} over steps. " + "; ".join(_describe(curve, unit) for curve in curves)
-    return Chart(title, _svg(draw, name), f"{described}.", tuple(legend), tuple(notes))
+    return Chart(title, svg_of(draw, name), f"{described}.", tuple(legend), tuple(notes))
 
 
-def _draw(axes: Axes, curve: _Curve, color: str, marker: str) -> None:
+def _draw(axes: Axes, curve: Curve, color: str, marker: str) -> None:
     if curve.style == "points":
         axes.plot(curve.steps, curve.values, marker, color=color, markersize=5, zorder=3)
         return
@@ -169,14 +171,14 @@ def _buckets(steps: list[int], values: list[float]) -> tuple[list[float], list[f
     return middles, [sum(g) / len(g) for g in groups], [min(g) for g in groups], [max(g) for g in groups]
 
 
-def _describe(curve: _Curve, unit: str) -> str:
+def _describe(curve: Curve, unit: str) -> str:
     """First and last value in words."""
     first, last = (f"{value:.4g}" for value in (curve.values[0], curve.values[-1]))
     span = f"at step {curve.steps[0]}" if len(curve.steps) == 1 else f"from step {curve.steps[0]} to {curve.steps[-1]}"
     return f"{curve.label}: {unit} {first if len(curve.steps) == 1 else f'{first} to {last}'} {span}"
 
 
-def _svg(draw: Callable[[Axes], None], name: str) -> str:
+def svg_of(draw: Callable[[Axes], None], name: str, *, x: str = "step") -> str:
     """What `draw` draws, as one <svg> element without names, sizes or styles that could touch the page around it."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -185,8 +187,8 @@ def _svg(draw: Callable[[Axes], None], name: str) -> str:
     drawing = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="none")
     axes = drawing.add_subplot(facecolor="none")
     draw(axes)
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xlabel(x)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=x == "step"))
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", colors=INK, labelsize=10, length=0)

@@ -1,21 +1,17 @@
 """One self-contained `report.html` from a run folder: no script, no font, no picture, nothing fetched.
 
-Every text of the run (names, config, samples) goes through `_text`, which escapes it; the page's own policy also
+Every text of the run (names, config, samples) goes through `escaped`, which escapes it; the page's own policy also
 forbids scripts and any request.
 """
 
 from __future__ import annotations
 
-import html
-import os
-import re
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from lowmem.report.figures import Chart, charts
+from lowmem.report.elements import curves, escaped, section, soft, table, td, th, whole_page, write_whole
+from lowmem.report.figures import charts
 from lowmem.report.run_folder import PhaseMemory, Record, RunFolder, Sample, read_run_folder
 from lowmem.report.summary import (
     MEMORY_TOLERANCE,
@@ -34,7 +30,6 @@ from lowmem.report.summary import (
 )
 from lowmem.units import format_bytes
 
-_UNSHOWABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _VERDICTS: dict[Verdict, tuple[str, str]] = {
     "better": ("✓ better", "good"),
     "worse": ("✗ worse", "bad"),
@@ -48,14 +43,8 @@ def write_report(run_folder: Path) -> Path:
 
     Missing and damaged pieces are named in the report. Raises `ConfigError` when the folder holds no run.
     """
-    page = render(read_run_folder(run_folder))
     target = run_folder / "report.html"
-    partial = run_folder / ".partial-report.html"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
+    write_whole(target, render(read_run_folder(run_folder)))
     return target
 
 
@@ -64,24 +53,23 @@ def render(run: RunFolder) -> str:
     sections = [
         _headline(run),
         _results(changes(run.records)),
-        _curves(charts(run.records)),
+        curves(charts(run.records)),
         _memory(run.memory, peak_bytes(run.records)),
         _samples(run.samples),
-        _section("Config", f"<pre>{_text(run.config_text)}</pre>" if run.config_text else _soft("Not recorded.")),
-        _section("Plan", _nested(run.plan) if run.plan else _soft("This run was not planned (no plan.json).")),
-        _section("Environment", _nested(run.environment) if run.environment else _soft("Not recorded.")),
+        section("Config", f"<pre>{escaped(run.config_text)}</pre>" if run.config_text else soft("Not recorded.")),
+        section("Plan", _nested(run.plan) if run.plan else soft("This run was not planned (no plan.json).")),
+        section("Environment", _nested(run.environment) if run.environment else soft("Not recorded.")),
         _notices(run),
     ]
-    page = Template(resources.files("lowmem.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return page.substitute(title=_text(f"{_name(run)} · lowmem"), body="\n".join(sections))
+    return whole_page(f"{_name(run)} · lowmem", sections)
 
 
 def _headline(run: RunFolder) -> str:
-    tiles = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts(run))
+    tiles = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts(run))
     mood = "status" if ending(run.records) in ("completed", "early_stopping") else "status unfinished"
     return (
-        f'<header><h1>{_text(_name(run))}</h1><p class="lead">{_text(sentence(run))}</p>'
-        f'<p class="{mood}">{_text(status(run))}</p>'
+        f'<header><h1>{escaped(_name(run))}</h1><p class="lead">{escaped(sentence(run))}</p>'
+        f'<p class="{mood}">{escaped(status(run))}</p>'
         + (f'<dl class="facts">{tiles}</dl>' if tiles else "")
         + "</header>"
     )
@@ -89,42 +77,26 @@ def _headline(run: RunFolder) -> str:
 
 def _results(found: list[Change]) -> str:
     if not found:
-        return _section("Results", _soft("No evaluation was recorded."))
+        return section("Results", soft("No evaluation was recorded."))
     rows = []
     for change in found:
         word, mood = _VERDICTS[change.verdict]
         rows.append(
             (
-                _th(change.dataset),
-                _td(change.metric),
-                _td(f"{figure(change.before)} → {figure(change.after)}", "number"),
-                _td(signed(change), "number"),
-                _td(word, mood),
+                th(change.dataset),
+                td(change.metric),
+                td(f"{figure(change.before)} → {figure(change.after)}", "number"),
+                td(signed(change), "number"),
+                td(word, mood),
             )
         )
-    return _section("Results", _table(("dataset", "metric", "#before → after", "#difference", ""), rows))
-
-
-def _curves(drawn: Sequence[Chart]) -> str:
-    figures = []
-    for chart in drawn:
-        legend = "".join(
-            f'<li><span style="color:var({entry.variable})">{entry.sign}</span> {_text(entry.label)}</li>'
-            for entry in chart.legend
-        )
-        notes = "".join(f"<div>{_text(note)}</div>" for note in chart.notes)
-        figures.append(
-            f'<figure><h3>{_text(chart.title)}</h3><div role="img" aria-label="{_text(chart.description)}">{chart.svg}'
-            f'</div><figcaption><ul class="legend">{legend}</ul>{notes}</figcaption></figure>'
-        )
-    grid = f'<div class="charts">{"".join(figures)}</div>' if figures else _soft("No step was recorded.")
-    return _section("Curves", grid)
+    return section("Results", table(("dataset", "metric", "#before → after", "#difference", ""), rows))
 
 
 def _memory(phases: Sequence[PhaseMemory], peak: int) -> str:
     if not phases:
         known = f"The measured peak is {format_bytes(peak)}. " if peak else ""
-        return _section("Memory", _soft(f"{known}No prediction was recorded to compare with (no memory.json)."))
+        return section("Memory", soft(f"{known}No prediction was recorded to compare with (no memory.json)."))
     rows = []
     for phase in phases:
         off = miss(phase)
@@ -133,25 +105,25 @@ def _memory(phases: Sequence[PhaseMemory], peak: int) -> str:
         word = f"⚠ off by more than {MEMORY_TOLERANCE:.0%}" if missed else met
         rows.append(
             (
-                _th(phase.phase),
-                _td("–" if phase.predicted is None else format_bytes(phase.predicted), "number"),
-                _td(format_bytes(phase.measured), "number"),
-                _td("–" if off is None else f"{off:+.1%}", "number"),
-                _td(word, "bad" if missed else ""),
+                th(phase.phase),
+                td("–" if phase.predicted is None else format_bytes(phase.predicted), "number"),
+                td(format_bytes(phase.measured), "number"),
+                td("–" if off is None else f"{off:+.1%}", "number"),
+                td(word, "bad" if missed else ""),
             )
         )
-    return _section("Memory", _table(("phase", "#predicted", "#measured", "#difference", ""), rows))
+    return section("Memory", table(("phase", "#predicted", "#measured", "#difference", ""), rows))
 
 
 def _samples(samples: Sequence[Sample]) -> str:
     if not samples:
-        return _section("Samples", _soft("No sample answers were recorded (no samples.jsonl)."))
-    return _section("Samples", "".join(_sample(sample) for sample in samples))
+        return section("Samples", soft("No sample answers were recorded (no samples.jsonl)."))
+    return section("Samples", "".join(_sample(sample) for sample in samples))
 
 
 def _sample(sample: Sample) -> str:
     def block(label: str, text: str | None) -> str:
-        shown = _soft("not recorded") if text is None else f'<div class="text" dir="auto">{_text(text)}</div>'
+        shown = soft("not recorded") if text is None else f'<div class="text" dir="auto">{escaped(text)}</div>'
         return f'<div><div class="label">{label}</div>{shown}</div>'
 
     answers = block("Before training", sample.before) + block("After training", sample.after)
@@ -168,8 +140,8 @@ def _notices(run: RunFolder) -> str:
         for record in of_kind(run.records, "RunStarted")
         if record.get("resumed_from")
     ]
-    items = "".join(f"<li>{_text(text)}</li>" for text in [*messages, *resumed, *run.problems])
-    return _section("Notices", f"<ul>{items}</ul>" if items else _soft("None."))
+    items = "".join(f"<li>{escaped(text)}</li>" for text in [*messages, *resumed, *run.problems])
+    return section("Notices", f"<ul>{items}</ul>" if items else soft("None."))
 
 
 def _name(run: RunFolder) -> str:
@@ -178,8 +150,8 @@ def _name(run: RunFolder) -> str:
 
 def _nested(content: Record) -> str:
     """A table of every leaf with its path; keys that end in bytes are shown as sizes."""
-    rows = [(_th(key), _td(value)) for key, value in _leaves(content, "")]
-    return _table(("", ""), rows)
+    rows = [(th(key), td(value)) for key, value in _leaves(content, "")]
+    return table(("", ""), rows)
 
 
 def _leaves(value: Any, path: str) -> Iterable[tuple[str, str]]:
@@ -198,33 +170,3 @@ def _leaves(value: Any, path: str) -> Iterable[tuple[str, str]]:
             path,
             "–" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value),
         )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table that scrolls on its own. A head that starts with # stands over numbers; all heads empty: no head."""
-    cells = "".join(f'<th class="number">{h[1:]}</th>' if h.startswith("#") else f"<th>{h}</th>" for h in heads)
-    head = f"<thead><tr>{cells}</tr></thead>" if any(heads) else ""
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
-
-
-def _th(text: str) -> str:
-    return f'<th scope="row">{_text(text)}</th>'
-
-
-def _td(text: str, mood: str = "") -> str:
-    return f'<td class="{mood}">{_text(text)}</td>' if mood else f"<td>{_text(text)}</td>"
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{_text(text)}</p>'
-
-
-def _text(text: str) -> str:
-    """`text` for any place of the page: markup escaped, and what UTF-8 or HTML cannot hold (halves of a surrogate
-    pair, control characters) replaced by a visible sign."""
-    return html.escape(_UNSHOWABLE.sub("\ufffd", text), quote=True)

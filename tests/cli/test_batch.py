@@ -99,3 +99,14 @@ def test_changes_are_lines_in_a_log_and_a_table_on_a_terminal() -> None:
     with LiveView(Console(file=screen, force_terminal=True, width=100)) as live:
         live(after)
     assert "2 jobs: 1 running, 1 waiting" in screen.getvalue()
+
+
+def test_report_prints_a_table_csv_json_or_a_page(run: Run, tmp_path: Path) -> None:
+    path = str(write(tmp_path, """jobs: {a: {command: 'echo "{\\"loss\\": 0.5}"'}}"""))
+    run("batch", "run", path)
+    assert "loss 0.5" in run("report", path).stdout
+    assert run("report", path, "--csv").stdout.startswith("name,state,loss,")
+    assert json.loads(run("report", path, "--json").stdout)[0]["metrics"] == {"loss": 0.5}
+    assert "wrote page.html" in run("report", path, "-o", "page.html", "--title", "mine").stderr
+    assert "<title>mine" in (tmp_path / "page.html").read_text()
+    assert run("report", path, "--csv", "--json").exit_code == 2
