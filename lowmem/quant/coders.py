@@ -7,6 +7,7 @@ lattices. `spread` is the scale that a Gaussian of unit RMS wants, before error 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,10 @@ class Coder(Protocol):
         """(decoded fp32 (m, width), codes uint8 (m, words)) of x fp32 (m, width)."""
         ...
 
+    def snap(self, x: Tensor) -> Tensor:
+        """What `nearest` decodes to, alone."""
+        ...
+
     def pack(self, codes: Tensor, n: int) -> tuple[Tensor, ...]:
         """Planes of codes (m, ceil(n / width), words)."""
         ...
@@ -70,6 +75,17 @@ class ScalarCoder:
         levels = torch.tensor(LEVELS[self.kind], dtype=x.dtype, device=x.device)
         codes = torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)
         return levels[codes], codes.to(torch.uint8)
+
+    def snap(self, x: Tensor) -> Tensor:
+        levels = LEVELS[self.kind]
+        if len(levels) > 16 or 0 in levels:
+            return self.nearest(x)[0]
+        # Steps of the magnitude: a few passes over x, four times as fast as a search and a look-up at two bits.
+        positive, size = levels[len(levels) // 2 :], x.abs()
+        value = torch.full_like(x, positive[0])
+        for low, high in itertools.pairwise(positive):
+            value.add_(size > (low + high) / 2, alpha=high - low)
+        return value.copysign_(x)
 
     def pack(self, codes: Tensor, n: int) -> tuple[Tensor, ...]:
         return pack_codes(self.kind, codes[:, :n, 0])
@@ -95,6 +111,9 @@ class LatticeCoder:
             return value + ratio * table[second.long()], torch.stack([index, sign, second], dim=1)
         more = lattice.nearest(rest / 4)
         return value + ratio * decode_vectors(*more).to(x.dtype), torch.stack([index, sign, *more], dim=1)
+
+    def snap(self, x: Tensor) -> Tensor:
+        return self.nearest(x)[0]
 
     def pack(self, codes: Tensor, n: int) -> tuple[Tensor, ...]:
         missing = padded(n) // 8 - codes.shape[1]

@@ -33,9 +33,11 @@ from torch import Tensor
 from lowmem.quant.coders import SPREAD, Coder
 from lowmem.quant.ldlq import conditional_variance
 from lowmem.quant.orthogonal import base_matrix
-from lowmem.quant.rotation import Rotation, Schedule, apply_fixed, apply_stages, cayley
+from lowmem.quant.rotation import Rotation, Schedule, apply_fixed, apply_stages_to_columns, cayley
 
 HBD_BLOCK = 8
+Angles = Sequence[Sequence[Tensor]]
+"""Per side (left, right), per stage: (kernels, b (b - 1) / 2)."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,14 @@ class FitOptions:
     hbd: float = 0.1
     """lambda, the weight of energy of H~ outside its diagonal blocks."""
     weighting: Literal["diagonal", "conditional"] = "diagonal"
-    refresh: int = 1
-    """Steps between two searches for the nearest codewords and column weights."""
+    refresh: int | None = None
+    """Visits to the same rows between two searches for their nearest codewords; None: 1 for scalar kinds, 4 for
+    lattices, whose search costs more than the step."""
+    parts: int = 4
+    """A step sees one of this many slices of the rows in turn, where the left side's fixed factor splits them into
+    blocks that share no angle. A quarter of the time at 200 steps; see docs/LOG.md for what it costs."""
+    hbd_every: int = 4
+    """The off-block term enters every this many steps, with this many times the weight."""
     check: int = 25
     """Steps between two looks at the iterate with rounded angles."""
     spread: float = 1.1
@@ -94,7 +102,7 @@ def fit(W: Tensor, H: Tensor, coder: Coder, left: Rotation, right: Rotation, opt
             break
         _set_lr(adam, options, step)
         adam.zero_grad()
-        problem.loss(angles, refresh=step % options.refresh == 0).backward()  # type: ignore[no-untyped-call]
+        problem.loss(angles, step).backward()  # type: ignore[no-untyped-call]
         adam.step()
     return Fit(_learned(left, best[2][0]), _learned(right, best[2][1]), first, best[0], best[1])
 
@@ -102,8 +110,11 @@ def fit(W: Tensor, H: Tensor, coder: Coder, left: Rotation, right: Rotation, opt
 def off_block_energy(H: Tensor, block: int = HBD_BLOCK) -> Tensor:
     """Sum of squares of `H` (n, n) outside its diagonal blocks, over n^2. A last smaller block counts as one."""
     n = H.shape[0]
-    group = torch.arange(n, device=H.device) // block
-    return (H * (group[:, None] != group)).square().sum() / n**2
+    inside = H.new_zeros(())
+    whole = n - n % block
+    if whole:
+        inside = H[:whole, :whole].reshape(whole // block, block, -1, block).diagonal(dim1=0, dim2=2).square().sum()
+    return (H.square().sum() - inside - H[whole:, whole:].square().sum()) / n**2
 
 
 def round_angles(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,61 +131,72 @@ class _Problem:
     ) -> None:
         self.W, self.H = data
         self.coder, self.left, self.right, self.options = coder, left, right, options
-        self.target = self.column_weight = torch.empty(0)
-        self.sigma = 1.0
+        self.refresh = options.refresh or (1 if coder.width == 1 else 4)
+        self.parts = math.gcd(left.fixed, options.parts)
+        self.held: dict[int, tuple[float, Tensor]] = {}
+        self.column_weight = torch.ones(right.order)
 
-    def rotated(self, angles: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-        """(W~, H~)."""
-        left, right = (
-            [cayley(theta, b) @ base_matrix(b).to(theta) for theta, b in zip(side, schedule.radices, strict=True)]
-            for side, schedule in zip(angles, (self.left, self.right), strict=True)
-        )
-        W = apply_stages(apply_stages(self.W, self.right, right).T, self.left, left).T
-        H = apply_stages(apply_stages(self.H, self.right, right).T, self.right, right)
-        return W, H
-
-    def loss(self, angles: Sequence[Sequence[Tensor]], *, refresh: bool) -> Tensor:
-        if self.options.hbd:
-            W, H = self.rotated(angles)
-        else:
-            W, H = self._rotated_weight(angles, with_moments=refresh)
-        if refresh:
-            self.column_weight = self._weights(H.detach())
-            self.sigma, self.target = self._nearest(W.detach())
-        proxy = (self.column_weight * (W / self.sigma - self.target).square()).mean()
+    def loss(self, angles: Angles, step: int) -> Tensor:
+        """The loss of one step: one slice of the rows, and the off-block term when it is due."""
+        part = step % self.parts
+        left, right = self.kernels([[theta.tensor_split(self.parts)[part] for theta in angles[0]], angles[1]])
+        W = self.weight(left, right, part)
+        if step % (self.refresh * self.parts) < self.parts:
+            self.held[part] = self._nearest(W.detach())
+        due = self.options.hbd > 0 and step % self.options.hbd_every == 0
+        H = self.moments(right) if due else None
+        if step % (4 * self.refresh) == 0:
+            self.column_weight = self._weights(self._detached_moments(right) if H is None else H.detach())
+        sigma, target = self.held[part]
+        proxy = (self.column_weight[:, None] * (W / sigma - target).square()).mean()
         # In units of the code's levels the proxy depends on the kind; times spread^2 it is the error per unit variance.
         proxy = proxy * (SPREAD[self.coder.kind] * self.options.spread) ** 2
-        return proxy + self.options.hbd * off_block_energy(H) if self.options.hbd else proxy
+        if H is None:
+            return proxy
+        return proxy + self.options.hbd * self.options.hbd_every * off_block_energy(H)
 
-    def estimate(self, angles: Sequence[Sequence[Tensor]]) -> float:
+    def estimate(self, angles: Angles) -> float:
         """Nearest-rounding error weighted by what a column's error costs under feedback."""
         with torch.no_grad():
-            W, H = self.rotated(angles)
+            left, right = self.kernels(angles)
+            W = self.weight(left, right)
             sigma, target = self._nearest(W)
-            return float((conditional_variance(H) * (W - sigma * target).square()).mean())
+            return float((conditional_variance(self.moments(right))[:, None] * (W - sigma * target).square()).mean())
 
-    def _rotated_weight(self, angles: Sequence[Sequence[Tensor]], *, with_moments: bool) -> tuple[Tensor, Tensor]:
-        """Without the off-block term H~ needs no gradient, and only when weights of columns are refreshed."""
+    def kernels(self, angles: Angles) -> tuple[list[Tensor], list[Tensor]]:
         left, right = (
             [cayley(theta, b) @ base_matrix(b).to(theta) for theta, b in zip(side, schedule.radices, strict=True)]
             for side, schedule in zip(angles, (self.left, self.right), strict=True)
         )
-        W = apply_stages(apply_stages(self.W, self.right, right).T, self.left, left).T
-        if not with_moments:
-            return W, self.H
-        with torch.no_grad():
-            return W, apply_stages(apply_stages(self.H, self.right, right).T, self.right, right)
+        return left, right
+
+    def weight(self, left: list[Tensor], right: list[Tensor], part: int | None = None) -> Tensor:
+        """W~^T (n, m), or one slice of its columns when `left` holds the kernels of that slice."""
+        rows = self.W if part is None else self.W.tensor_split(self.parts)[part]
+        turned = apply_stages_to_columns(rows, self.left, left)
+        return apply_stages_to_columns(turned.T, self.right, right)
+
+    def moments(self, right: list[Tensor]) -> Tensor:
+        """H~ (n, n)."""
+        half = apply_stages_to_columns(self.H, self.right, right)
+        return apply_stages_to_columns(half.T, self.right, right)
+
+    @torch.no_grad()
+    def _detached_moments(self, right: list[Tensor]) -> Tensor:
+        return self.moments([kernel.detach() for kernel in right])
 
     def _weights(self, H: Tensor) -> Tensor:
         weight = H.diagonal() if self.options.weighting == "diagonal" else conditional_variance(H)
         return weight / weight.mean()
 
     def _nearest(self, W: Tensor) -> tuple[float, Tensor]:
-        m, n = W.shape
+        """(sigma, T^T) of W~^T (n, m): nearest levels, in units of sigma."""
+        n, m = W.shape
         sigma = float(W.square().mean().sqrt()) * SPREAD[self.coder.kind] * self.options.spread
-        filled = torch.nn.functional.pad(W, (0, -n % self.coder.width))
-        value, _ = self.coder.nearest((filled / sigma).reshape(-1, self.coder.width))
-        return sigma, value.reshape(m, -1)[:, :n]
+        if self.coder.width == 1:
+            return sigma, self.coder.snap(W / sigma)
+        filled = torch.nn.functional.pad(W.T / sigma, (0, -n % self.coder.width))
+        return sigma, self.coder.snap(filled.reshape(-1, self.coder.width)).reshape(m, -1).T[:n]
 
 
 def _prepared(W: Tensor, H: Tensor, left: Rotation, right: Rotation) -> tuple[Tensor, Tensor]:

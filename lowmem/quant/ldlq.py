@@ -42,7 +42,8 @@ def feedback(H: Tensor, width: int) -> Tensor:
 
 def conditional_variance(H: Tensor) -> Tensor:
     """What an error in each column costs once later feedback has done its best: diag D of width 1, fp32 (n,)."""
-    return torch.linalg.cholesky(H.double()).diagonal().square().float()
+    C: Tensor = torch.linalg.cholesky(H.double())
+    return C.diagonal().square().float()
 
 
 def proxy_loss(error: Tensor, H: Tensor) -> float:

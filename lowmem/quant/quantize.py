@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowmem.errors import NonFiniteError
-from lowmem.quant.codec import Kind, PackedWeight, bits_per_code, spread_scales, unpack
+from lowmem.quant.codec import Kind, PackedWeight, bits_per_code, group_count, spread_scales, unpack
 from lowmem.quant.coders import Coder, coder_for, packed_weight, round_scales, row_scales
 from lowmem.quant.harp import FitOptions, fit
 from lowmem.quant.hessian import damped
@@ -112,6 +112,31 @@ def code_rotated(W: Tensor, H: Tensor, coder: Coder, options: QuantizeOptions) -
     return packed if options.group_size else _refitted(packed, W, H)
 
 
+def quantize_table(W: Tensor, kind: Kind, *, group_size: int = 64) -> QuantizedWeight:
+    """`W` (m, n) coded without rotation or feedback, for embeddings and heads: `kind` is int4 or int8.
+
+    Of eight scales between 0.65 and 1 times the largest magnitude of a group, each group takes the one with the least
+    squared error; a group of zeros stays zero. Raises `ValueError` for other kinds.
+    """
+    if kind not in ("int4", "int8"):
+        raise ValueError(f"embeddings are coded as int4 or int8, not {kind!r}")
+    coder, (m, n), width = coder_for(kind), W.shape, group_size or W.shape[1]
+    groups = group_count(n, group_size)
+    filled = torch.nn.functional.pad(W.float(), (0, groups * width - n)).reshape(m, groups, width)
+    top = filled.abs().amax(2, keepdim=True) / (7 if kind == "int4" else 127)
+    best, error = top, torch.full_like(top, torch.inf)
+    for share in torch.linspace(0.65, 1.0, 8).tolist():
+        scale = (top * share).clamp_min(torch.finfo(torch.float32).tiny)
+        missed = (coder.snap(filled / scale) * scale - filled).square().sum(2, keepdim=True)
+        best, error = torch.where(missed < error, scale, best), torch.minimum(missed, error)
+    scales, gain = round_scales(best[..., 0])
+    spread = (scales.float() * gain).repeat_interleave(width, dim=1)[:, :n]
+    _, codes = round_nearest(W.float(), coder, spread)
+    return QuantizedWeight(
+        packed_weight(coder, codes, (m, n), scales, gain, group_size), no_rotation(m), no_rotation(n)
+    )
+
+
 def _spread_factor(kind: Kind) -> float:
     """Scale against the best one for a Gaussian under feedback: measured 1.1 at two bits, 1.05 at three, 1 above."""
     return {2.0: 1.1, 3.0: 1.05}.get(bits_per_code(kind), 1.05 if kind == "nested" else 1.0)
@@ -137,7 +162,7 @@ def _candidate(name: Candidate, W: Tensor, H: Tensor, options: QuantizeOptions) 
     moments = apply(apply(H, right).T, right)
     moments = (moments + moments.T) / 2
     packed = code_rotated(rotated, moments, coder, options)
-    total = max(proxy_loss(W, H), 1e-30)
+    total = max(proxy_loss(W, H), torch.finfo(torch.float32).tiny)
     plain = code_rotated(rotated, moments, coder, replace(options, error_feedback=False))
     report = CandidateReport(
         name=name,
@@ -158,6 +183,6 @@ def _rotations(
     left, right = random_hadamard(m, 2 * options.seed), random_hadamard(n, 2 * options.seed + 1)
     if name == "rht":
         return left, right
-    conditional = replace(options.fit, hbd=0.0, weighting="conditional", refresh=max(4, options.fit.refresh))
+    conditional = replace(options.fit, hbd=0.0, weighting="conditional")
     found = fit(W, H, coder, left, right, options.fit if name == "harp" else conditional)
     return found.left, found.right

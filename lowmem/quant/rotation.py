@@ -172,22 +172,29 @@ def apply_fixed(x: Tensor, schedule: Schedule, *, inverse: bool = False) -> Tens
 
 
 def apply_stages(x: Tensor, schedule: Schedule, kernels: list[Tensor], *, reverse: bool = False) -> Tensor:
-    """All stages in order (or from the last to the first); differentiable in `x` and in `kernels`."""
+    """All stages in order (or from the last to the first) on rows (..., n); differentiable in `x` and in `kernels`."""
+    columns = x.reshape(-1, x.shape[-1]).T
+    return apply_stages_to_columns(columns, schedule, kernels, reverse=reverse).T.reshape(x.shape)
+
+
+def apply_stages_to_columns(z: Tensor, schedule: Schedule, kernels: list[Tensor], *, reverse: bool = False) -> Tensor:
+    """The same on columns (n, R): small matrices meet long rows here, which is several times faster than (R, n)."""
     strides = [math.prod(schedule.radices[:t]) for t in range(len(schedule.radices))]
     stages = list(zip(schedule.radices, strides, kernels, strict=True))
-    z = x.reshape(-1, x.shape[-1])
     for radix, stride, kernel in reversed(stages) if reverse else stages:
         z = _stage(z, radix, stride, kernel)
-    return z.reshape(x.shape)
+    return z
 
 
 def _stage(z: Tensor, radix: int, stride: int, kernel: Tensor) -> Tensor:
-    rows, order = z.shape
-    blocks = z.reshape(rows, order // (radix * stride), radix, stride)
+    order, width = z.shape
     if kernel.ndim == 2:
-        return (kernel @ blocks).reshape(rows, order)
-    kernel = kernel.reshape(blocks.shape[1], stride, radix, radix)
-    return torch.einsum("csji,rcis->rcjs", kernel, blocks).reshape(rows, order)
+        return (kernel @ z.reshape(-1, radix, stride * width)).reshape(order, width)
+    if stride == 1:
+        return (kernel @ z.reshape(-1, radix, width)).reshape(order, width)
+    blocks = z.reshape(-1, radix, stride, width).transpose(1, 2).reshape(-1, radix, width)
+    turned = (kernel @ blocks).reshape(-1, stride, radix, width)
+    return turned.transpose(1, 2).reshape(order, width)
 
 
 def _skew(theta: Tensor, radix: int) -> Tensor:
