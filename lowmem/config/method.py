@@ -142,19 +142,27 @@ class GumMethod(ProjectedMethod):
     """Newton-Schulz iterations: more = singular values more equal, slower."""
 
 
+ZoAlgorithm = Literal["adanaged", "mezo", "meazo", "fzoo"]
+_ZO_KEYS: dict[str, tuple[ZoAlgorithm, ...]] = {"probes": ("fzoo",)}
+"""Keys that are None where an algorithm has no use for them, and the algorithms that have."""
+
+
 class ZoMethod(Section):
     """Zeroth order: only forward passes, so the memory of inference. For prompted tasks and short answers."""
 
     kind: Literal["zo"] = "zo"
-    algorithm: Literal["adanaged", "mezo"] = "adanaged"
-    """`adanaged` needs no learning rate (AdaNAGED-R, our reconstruction); `mezo` is two-sided SPSA."""
+    algorithm: ZoAlgorithm = "adanaged"
+    """`adanaged` needs no learning rate (AdaNAGED-R, our reconstruction); `mezo` is two-sided SPSA; the others divide
+    by the losses' spread (`fzoo`) or a running slope (`meazo`): their learning rate is a step's length per weight."""
     direction: Literal["rademacher", "gaussian"] = "rademacher"
     zo_eps: PositiveFloat | None = None
-    """Probing radius of `mezo` (default 1e-3). `adanaged` adapts it: setting it there is an error."""
-    step_rule: Literal["parameter_free", "snr"] = "parameter_free"
-    """Step size of `adanaged`: distance/curvature as in ALIAS, or signal-to-noise over curvature."""
+    """Probing radius, default 1e-3. `adanaged` adapts it: setting it there is an error."""
+    probes: Annotated[int, Field(ge=2)] | None = None
+    """`fzoo`: probes per step, default 8. More = calmer and costlier steps."""
+    step_rule: Literal["parameter_free", "snr"] = "snr"
+    """Step size of `adanaged`: signal-to-noise over curvature, or distance/curvature as in ALIAS."""
     probe_period: PositiveInt = 10
-    """`adanaged`: extra probes (curvature, progress of the last step) every this many steps."""
+    """`adanaged` with step_rule: parameter_free: extra probes (curvature, progress) every this many steps."""
     train_adapter: LoraMethod | None = None
     """Perturb only a LoRA adapter instead of all weights."""
     snapshot_steps: PositiveInt | None = None
@@ -162,13 +170,14 @@ class ZoMethod(Section):
     checkpoints, longer to resume. Default: every one is full."""
 
     @model_validator(mode="after")
-    def _eps_belongs_to_mezo(self) -> ZoMethod:
-        if self.algorithm != "mezo" and self.zo_eps is not None:
-            raise ValueError(
-                f"zo_eps: {self.algorithm} adapts its probing radius; remove zo_eps or use algorithm: mezo"
-            )
-        if self.algorithm == "mezo" and self.step_rule != "parameter_free":
-            raise ValueError("step_rule: belongs to algorithm: adanaged; mezo takes learning_rate")
+    def _keys_belong_to_the_algorithm(self) -> ZoMethod:
+        if self.algorithm == "adanaged" and self.zo_eps is not None:
+            raise ValueError("zo_eps: adanaged adapts its probing radius; remove zo_eps or use algorithm: mezo")
+        if self.algorithm != "adanaged" and self.step_rule != "snr":
+            raise ValueError(f"step_rule: belongs to algorithm: adanaged; {self.algorithm} takes learning_rate")
+        for key, owners in _ZO_KEYS.items():
+            if getattr(self, key) is not None and self.algorithm not in owners:
+                raise ValueError(f"{key}: belongs to algorithm: {' or '.join(owners)}; {self.algorithm} has none")
         return self
 
     @property

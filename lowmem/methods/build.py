@@ -34,11 +34,8 @@ from lowmem.methods.rules.muon import Muon
 from lowmem.methods.rules.sgd import Sgd
 from lowmem.methods.rules.signum import Signum
 from lowmem.methods.rules.stosign import StoSign
-from lowmem.methods.zo.adanaged import AdaNaged
-from lowmem.methods.zo.algorithm import Algorithm, Scales
-from lowmem.methods.zo.mezo import DEFAULT_EPS, Mezo
+from lowmem.methods.zo.build import build_algorithm
 from lowmem.methods.zo.perturb import Perturber
-from lowmem.methods.zo.snr import SnrNewton
 from lowmem.methods.zo.zeroth_order import ZerothOrder, weight_scales
 from lowmem.models.names import trainable_parameters
 
@@ -103,7 +100,7 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
             return pair_descent(config, method, model, parameters, prepared)
         case ZoMethod() as method:
             perturber = Perturber(model, parameters, seed=config.seed, kind=method.direction)
-            algorithm = _algorithm(method, weight_scales(parameters))
+            algorithm = build_algorithm(method, weight_scales(parameters))
             return ZerothOrder(perturber, algorithm, kind_title=prepared.title, exporter=prepared.exporter)
         case AutoMethod():
             raise AssertionError("prepare refuses it")
@@ -146,15 +143,3 @@ def build_rule(optimizer: optimizers.Optimizer) -> Rule:
             return LionMuon(betas=(momentum, momentum), **keys)
         case _:
             assert_never(optimizer)
-
-
-def _algorithm(method: ZoMethod, scales: Scales) -> Algorithm:
-    match method.algorithm, method.step_rule:
-        case "mezo", _:
-            return Mezo(method.zo_eps or DEFAULT_EPS)
-        case "adanaged", "snr":
-            return SnrNewton(scales)
-        case "adanaged", "parameter_free":
-            return AdaNaged(scales, period=method.probe_period)
-        case _:
-            raise AssertionError("pydantic admits no other algorithm")
