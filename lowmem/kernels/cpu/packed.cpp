@@ -32,7 +32,7 @@ namespace portable {
 #endif
 
 #define VNNI 0
-TARGET("avx2,fma")
+TARGET("avx2,fma,f16c")
 namespace avx2 {
 #include "packed_vector.cpp"
 }
@@ -41,7 +41,7 @@ END_TARGET
 #undef VNNI
 #define VNNI 1
 #if defined(LOWMEM_EMULATE_VNNI)  // a test runs the AVX-512 level where its one instruction is missing
-TARGET("avx2,fma")
+TARGET("avx2,fma,f16c")
 static inline __m256i emulated_dpbusd(__m256i sum, __m256i u, __m256i x) {
     __m256i low = _mm256_set1_epi16(255), ones = _mm256_set1_epi16(1);
     __m256i even = _mm256_mullo_epi16(_mm256_and_si256(u, low), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
@@ -51,9 +51,9 @@ static inline __m256i emulated_dpbusd(__m256i sum, __m256i u, __m256i x) {
 }
 END_TARGET
 #define _mm256_dpbusd_epi32 emulated_dpbusd
-TARGET("avx2,fma")
+TARGET("avx2,fma,f16c")
 #else
-TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")
+TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #endif
 namespace avx512 {
 #include "packed_vector.cpp"
@@ -183,7 +183,8 @@ extern "C" int lowmem_packed_best_level() {
     return AVX512;
 #elif defined(__x86_64__)
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return PORTABLE;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+        return PORTABLE;
     bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     return wide ? AVX512 : AVX2;
@@ -197,7 +198,11 @@ extern "C" void lowmem_packed_matmul(const float *x, float *out, int64_t count, 
                                      int kind, float gain, float residual_scale, const uint8_t *table, int offset,
                                      const uint8_t *patterns, const uint8_t *residual, int exact, int level,
                                      int threads) {
-    Packed w = {{plane0, plane1}, scales, m, n, group, kind, gain, residual_scale, table, offset, patterns, residual};
+    std::vector<int32_t> groups(group ? (n + BLOCK - 1) / BLOCK + 1 : 0);
+    for (size_t block = 0; block < groups.size(); block++)
+        groups[block] = int32_t(std::min<int64_t>(block * BLOCK, n - 1) / group);
+    Packed w = {{plane0, plane1}, scales, m,      n,        group,    kind,         gain, residual_scale,
+                table,            offset, patterns, residual, groups.data()};
     Prepared ready = prepare(w, x, count, exact);
     auto work = [&](int64_t first, int64_t last) {
 #if defined(__x86_64__)

@@ -21,6 +21,7 @@ struct Packed {
     int offset;               // 0 is stored as this; for e8 see OFFSET_E8
     const uint8_t *patterns;  // e8: 256 x 8, (pattern / 2 + 31) / 2
     const uint8_t *residual;  // e8r: 256 x 8, pattern + 4
+    const int32_t *groups;    // of every block, one more for an odd last chunk: the scale that serves it
 };
 
 constexpr int OFFSET_E8 = 62, OFFSET_E8R = 4;  // level = 4 u - 62 + shift; level = u - 4

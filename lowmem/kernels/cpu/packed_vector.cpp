@@ -192,9 +192,8 @@ static inline void exact_chunk(const Packed &w, const Place &at, __m256i *u, __m
 }
 
 static inline __m256 group_scales(const Packed &w, const uint16_t *scales, int64_t chunk) {
-    int64_t last = (w.n - 1) / w.group, first = 2 * chunk * BLOCK / w.group, second = (2 * chunk + 1) * BLOCK / w.group;
-    float low = half_to_float(scales[first]), high = half_to_float(scales[second < last ? second : last]);
-    return _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low));
+    __m128 low = _mm_set1_ps(_cvtsh_ss(scales[w.groups[2 * chunk]]));
+    return _mm256_set_m128(_mm_set1_ps(_cvtsh_ss(scales[w.groups[2 * chunk + 1]])), low);
 }
 
 template <int KIND, bool SMALL, int TOKENS, bool EXACT>
