@@ -13,8 +13,8 @@ import typer
 from lowmem.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lowmem.config.generation import GenerationConfig
     from lowmem.config.load import LoadedRun
-    from lowmem.config.run import GenerationConfig
 
 Target = Annotated[
     str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder, a hub id or an embedded model.")
@@ -57,7 +57,7 @@ def generation(base: GenerationConfig, **given: object) -> GenerationConfig:
     """`base` with what was given on the command line. Raises `ConfigError` naming the option."""
     from pydantic import ValidationError
 
-    from lowmem.config.run import GenerationConfig
+    from lowmem.config.generation import GenerationConfig
 
     changes = {key: value for key, value in given.items() if value is not None and value != []}
     try:

@@ -22,7 +22,7 @@ from lowmem.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from lowmem.config.run import GenerationConfig
+    from lowmem.config.generation import GenerationConfig
     from lowmem.jobs.generate import Generator
 
 HELP = """/reset      forget the conversation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from lowmem.config.run import RunConfig
 from lowmem.data.template import PLAIN_CHAT_TEMPLATE, instruction_prompt
-from lowmem.generate.generate import encode_prompt
+from lowmem.generate.tokens import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

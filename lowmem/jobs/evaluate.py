@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lowmem.config.dataset import Dataset
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.data.dataset import EncodedDataset, open_dataset
 from lowmem.errors import ConfigError
 from lowmem.evaluate.evaluate import evaluate_dataset

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.errors import ConfigError
 from lowmem.events import Notice, Sink
-from lowmem.generate.generate import Answer, Prompt, generate_answers, stream
+from lowmem.generate.generate import Answer, generate_answers, stream
+from lowmem.generate.tokens import Prompt
 from lowmem.jobs.chat_form import Message, chat_form, message_ids
 from lowmem.jobs.prompt_file import PromptRow, answered, append_answers, read_prompts
 from lowmem.jobs.target import DtypeName, Target, open_target

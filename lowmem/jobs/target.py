@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from lowmem.config.run import GenerationConfig, RunConfig
+from lowmem.config.generation import GenerationConfig
+from lowmem.config.run import RunConfig
 from lowmem.events import Sink
 from lowmem.models.load import LoadedModel, load_model
 from lowmem.models.resolve import RunFolder, resolve

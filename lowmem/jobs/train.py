@@ -23,7 +23,8 @@ from lowmem.data.train_batches import TrainBatches
 from lowmem.errors import CheckpointError, Interrupted
 from lowmem.evaluate.evaluate import evaluate_dataset
 from lowmem.events import EvalDone, Event, Notice, RunFinished, RunStarted, Sink
-from lowmem.generate.generate import Prompt, generate_batch
+from lowmem.generate.generate import generate_batch
+from lowmem.generate.tokens import Prompt
 from lowmem.jobs.evaluate import name_apart
 from lowmem.jobs.folder import check_disk, open_run_folder, write_atomically
 from lowmem.jobs.memory import compare, predict_step, resolve, tensor_budget

@@ -152,14 +152,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 if storage._cdata not in self._storages:
-                    self._add(storage, self._component(func, args, leaf))
+                    self._add(storage, self._component(func, leaf))
         return out
 
     def _accumulated(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self.track(parameter.grad, GRADIENTS)
 
-    def _component(self, func: Any, args: Any, tensor: Tensor) -> str:
+    def _component(self, func: Any, tensor: Tensor) -> str:
         if getattr(func, "namespace", "") == "lowmem":
             return SCRATCH
         phase = self._place[0]
@@ -167,8 +167,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return TEMPORARIES
         if func is torch.ops.aten.empty.memory_format and tensor.dtype == torch.uint8:
             return SCRATCH  # raw memory that a perturbation is written into
-        if phase == "generate" and func is torch.ops.aten.cat.default and args[1:] in ((-2,), (tensor.dim() - 2,)):
-            return KV_CACHE  # keys and values grow along their positions
         wide = tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary
         return LOGITS if wide else WORKING
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.events import Sink
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lowmem.config.dataset import AlpacaData, AutoData, ProceduralData, TaskData
+from lowmem.config.generation import GenerationConfig
 from lowmem.config.load import dump_run
-from lowmem.config.run import GenerationConfig, RunConfig
+from lowmem.config.run import RunConfig
 from lowmem.events import EvalDone, Sink
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.events import Notice, Sink
 
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem.config.dataset import AutoData, CompletionData, ProceduralData, TaskData
+from lowmem.config.generation import GenerationConfig
 from lowmem.config.load import dump_run, load_run
 from lowmem.config.method import FullMethod, LoraMethod, ZoMethod
 from lowmem.config.optimizer import Sgd
 from lowmem.config.quantization import Nf4
-from lowmem.config.run import GenerationConfig, RunConfig
+from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError
 
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from transformers import MambaConfig, PreTrainedModel
 
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.errors import ConfigError, FormatError
-from lowmem.generate.generate import Answer, end_tokens, generate_answers, generate_batch, stream
+from lowmem.generate.generate import Answer, generate_answers, generate_batch, stream
+from lowmem.generate.tokens import end_tokens
 from lowmem.models.shapes import random_model
 from tests.models.tiny import tiny_model, tiny_tokenizer
 
-FAMILIES = ("opt", "llama", "qwen3", "gpt2", "mistral", "bloom")
-"""Learned positions, rotary, tied head, another layout, a sliding window of 8 tokens, no positions at all."""
+FAMILIES = ("opt", "llama", "qwen3", "gpt2", "mistral", "gemma3")
+"""Learned positions, rotary, tied head, another layout, a sliding window of 8 tokens, windows in some layers."""
 PROMPTS = ((10, 11, 12, 13, 14, 15, 16), (20,), (30, 31, 32), (200, 7, 9, 100))
 GREEDY = GenerationConfig(max_new_tokens=24)
 SAMPLED = GenerationConfig(max_new_tokens=16, temperature=0.9, top_p=0.95, seed=3)
@@ -142,8 +143,9 @@ def test_no_prompts_give_no_answers() -> None:
     assert generate_batch(tiny_model("qwen3"), tiny_tokenizer(), [], GREEDY) == []
 
 
-def test_a_model_without_a_cache_is_refused() -> None:
+def test_a_model_without_a_cache_or_without_positions_is_refused() -> None:
     sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
-    model = random_model(MambaConfig(**sizes), dtype=torch.float32, attn_implementation="eager")
-    with pytest.raises(FormatError, match="MambaForCausalLM keeps no key-value cache"):
-        answers(model, PROMPTS, GREEDY)
+    mamba = random_model(MambaConfig(**sizes), dtype=torch.float32, attn_implementation="eager")
+    for model in (mamba, tiny_model("bloom")):
+        with pytest.raises(FormatError, match=f"{type(model).__name__} takes no explicit positions or no key-value"):
+            generate_batch(model, tiny_tokenizer(), [[5, 6]], GREEDY)

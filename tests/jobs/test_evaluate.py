@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lowmem.config.dataset import CompletionData, Dataset, ProceduralData, TaskData, TextData
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.errors import ConfigError
 from lowmem.events import EvalDone, Event
 from lowmem.jobs.evaluate import evaluate

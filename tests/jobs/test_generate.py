@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.errors import ConfigError, DataError
 from lowmem.events import Event
 from lowmem.jobs.generate import Generator, generate_file, open_generator

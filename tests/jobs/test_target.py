@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lowmem.config.run import GenerationConfig
+from lowmem.config.generation import GenerationConfig
 from lowmem.events import Event
 from lowmem.jobs.target import open_target
 from tests.jobs.run_folder import make_run

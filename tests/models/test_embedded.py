@@ -107,7 +107,7 @@ def test_a_name_that_is_not_embedded_is_refused() -> None:
 
 @pytest.mark.slow
 def test_smollm2_answers_from_its_package() -> None:
-    from lowmem.config.run import GenerationConfig
+    from lowmem.config.generation import GenerationConfig
     from lowmem.generate.generate import generate_batch
 
     loaded = load_model(ModelSource("smollm2-135m-instruct"), device=CPU)

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BloomConfig,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -84,6 +85,9 @@ def tiny_config(family: str) -> PretrainedConfig:
             return BloomConfig(**ids, hidden_size=32, n_layer=2, n_head=4)
         case "mistral":
             return MistralConfig(**shared, sliding_window=8)
+        case "gemma3":
+            kinds = ["sliding_attention", "full_attention"]
+            return Gemma3TextConfig(**shared, head_dim=8, sliding_window=8, layer_types=kinds)
         case "llama":
             return LlamaConfig(**shared)
         case "qwen3":

@@ -65,6 +65,11 @@ class LoopDetector:
             found.append(self._restated.push(piece))
         return next((loop for loop in found if loop is not None), None)
 
+    @property
+    def suspects(self) -> bool:
+        """Whether the text has begun to repeat itself; what is said now may be taken back."""
+        return any(rule.repeating for rule in self._rules if isinstance(rule, TailRule))
+
     def rewind(self, count: int) -> None:
         """Everything is as before the last `count` tokens. Raises `ValueError` when there were fewer."""
         if not 0 <= count <= len(self._tokens):

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from lowmem.generate.loops.base import Loop, periodic_from
 
+SUSPICIOUS = 24
+
 
 class TailRule:
     """Keeps, for every period, for how many tokens the text has had it: one vector operation a token."""
@@ -35,6 +37,11 @@ class TailRule:
         if monotone and self._runs[period - 1] + period < 2 * self._least:
             return None
         return Loop("tail", periodic_from(tokens, period), period)
+
+    @property
+    def repeating(self) -> bool:
+        """Whether the end of the text is the second copy of something: too early to fire, enough to wait."""
+        return bool((self._runs >= np.maximum(self._periods, SUSPICIOUS)).any())
 
     def forget(self, tokens: Sequence[int]) -> None:
         self._restart(tokens)
