@@ -119,16 +119,17 @@ def replay_(weight: Tensor, updates: Sequence[Update], kind: Kind, *, decay: flo
         update_(weight, terms, kind, rounding_key=rounding_key, decay=decay)
 
 
-def stochastic_round(x: Tensor, dtype: torch.dtype, key: int) -> Tensor:
+def stochastic_round(x: Tensor, dtype: torch.dtype, key: int, *, first_row: int = 0) -> Tensor:
     """fp32 `x` in `dtype`, rounded up with probability equal to the fraction of a step it lies above.
 
-    Numbers that `dtype` holds exactly, infinities and NaN stay; fp32 returns a copy. Raises `ValueError` for
-    other dtypes.
+    Numbers that `dtype` holds exactly, infinities and NaN stay; fp32 returns a copy. With `first_row`, `x` is rounded
+    as those rows of a larger tensor are. Raises `ValueError` for other dtypes.
     """
     if x.dtype != torch.float32:
         raise ValueError(f"x is {x.dtype}; stochastic rounding starts from float32")
     matrix = x.reshape(matrix_shape(x.shape))
     numbers, _ = row_numbers(x.shape, None, x.device)
+    numbers = numbers + first_row
     out = torch.empty(matrix.shape, dtype=dtype, device=x.device)
     for row, col in tiles(*matrix.shape, like=matrix):
         out[row, col] = _round(matrix[row, col], dtype, numbers[row], col.start, key)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmem.methods.rules.base import assign_
+from lowmem.methods.rules.slabs import Slab, slabs
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,15 @@ class AdamW:
     def update_(
         self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], *, lr: float, t: int, rounding_key: int
     ) -> None:
+        for slab in slabs(weight, grad, state):
+            self._update_slab_(slab, lr=lr, t=t, rounding_key=rounding_key)
+
+    def _update_slab_(self, slab: Slab, *, lr: float, t: int, rounding_key: int) -> None:
         beta1, beta2 = self.betas
-        g = grad.float()
-        m = state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
-        v = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        g = slab.grad.float()
+        m = slab.state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
+        v = slab.state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
-        value = weight.float() * (1 - lr * self.weight_decay)
+        value = slab.weight.float() * (1 - lr * self.weight_decay)
         value.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
-        assign_(weight, value, rounding_key)
+        slab.assign_(value, rounding_key)

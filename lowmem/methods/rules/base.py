@@ -27,9 +27,14 @@ class Rule(Protocol):
         ...
 
 
-def assign_(weight: Tensor, value: Tensor, rounding_key: int) -> None:
+def assign_(weight: Tensor, value: Tensor, rounding_key: int, *, first_row: int = 0) -> None:
     """`weight` takes `value` (fp32): exactly in fp32, by stochastic rounding in bf16 and fp16.
+
+    `first_row`: where `weight` starts in the tensor that `rounding_key` belongs to.
 
     Round-to-nearest would lose every update below half a unit in the last place, which in bf16 is 0.2 % of a weight.
     """
-    weight.copy_(value if weight.dtype == torch.float32 else stochastic_round(value, weight.dtype, rounding_key))
+    if weight.dtype == torch.float32:
+        weight.copy_(value)
+    else:
+        weight.copy_(stochastic_round(value, weight.dtype, rounding_key, first_row=first_row))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmem.methods.rules.base import assign_
+from lowmem.methods.rules.slabs import Slab, slabs
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class Lion:
     def update_(
         self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], *, lr: float, t: int, rounding_key: int
     ) -> None:
+        for slab in slabs(weight, grad, state):
+            self._update_slab_(slab, lr=lr, rounding_key=rounding_key)
+
+    def _update_slab_(self, slab: Slab, *, lr: float, rounding_key: int) -> None:
         beta1, beta2 = self.betas
-        g, m = grad.float(), state["exp_avg"]
+        g, m = slab.grad.float(), slab.state["exp_avg"]
         direction = m.lerp(g, 1 - beta1).sign_()
         m.lerp_(g, 1 - beta2)
-        value = weight.float() * (1 - lr * self.weight_decay)
-        assign_(weight, value.sub_(direction, alpha=lr), rounding_key)
+        value = slab.weight.float() * (1 - lr * self.weight_decay)
+        slab.assign_(value.sub_(direction, alpha=lr), rounding_key)

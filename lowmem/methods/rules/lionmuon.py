@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmem.methods.rules.base import assign_
 from lowmem.methods.rules.orthogonal import Scale, msign, scale_of
+from lowmem.methods.rules.slabs import descend_
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ class LionMuon:
             rate, stretch, direction = lr, scale_of(weight, self.scale), msign(direction, self.ns_steps)
         else:
             rate, stretch, direction = lr * self.sign_lr_ratio, 1.0, direction.sign_()
-        value = weight.float() * (1 - rate * self.weight_decay)
-        assign_(weight, value.sub_(direction, alpha=rate * stretch), rounding_key)
+        step = rate * stretch
+        descend_(weight, direction, step=step, lr=rate, weight_decay=self.weight_decay, rounding_key=rounding_key)

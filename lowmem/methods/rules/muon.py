@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmem.methods.rules.base import assign_
 from lowmem.methods.rules.orthogonal import Scale, msign, scale_of
+from lowmem.methods.rules.slabs import descend_
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,13 @@ class Muon:
     def update_(
         self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], *, lr: float, t: int, rounding_key: int
     ) -> None:
-        g = grad.float()
-        m = state["exp_avg"].lerp_(g, 1 - self.momentum)
-        direction = msign(g.lerp(m, self.momentum) if self.nesterov else m, self.ns_steps)
-        value = weight.float() * (1 - lr * self.weight_decay)
-        assign_(weight, value.sub_(direction, alpha=lr * scale_of(weight, self.scale)), rounding_key)
+        direction = msign(average_(state["exp_avg"], grad, self.momentum, nesterov=self.nesterov), self.ns_steps)
+        step = lr * scale_of(weight, self.scale)
+        descend_(weight, direction, step=step, lr=lr, weight_decay=self.weight_decay, rounding_key=rounding_key)
+
+
+def average_(exp_avg: Tensor, grad: Tensor, momentum: float, *, nesterov: bool) -> Tensor:
+    """`exp_avg` moves towards `grad`; returns what is then made spectral, one step ahead with `nesterov`."""
+    g = grad.float()
+    exp_avg.lerp_(g, 1 - momentum)
+    return g.lerp(exp_avg, momentum) if nesterov else exp_avg

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowmem.methods.rules.base import assign_
+from lowmem.methods.rules.slabs import Slab, slabs
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,12 @@ class Signum:
     def update_(
         self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], *, lr: float, t: int, rounding_key: int
     ) -> None:
-        mean = grad.float()
+        for slab in slabs(weight, grad, state):
+            self._update_slab_(slab, lr=lr, rounding_key=rounding_key)
+
+    def _update_slab_(self, slab: Slab, *, lr: float, rounding_key: int) -> None:
+        mean = slab.grad.float()
         if self.momentum:
-            mean = state["exp_avg"].lerp_(mean, 1 - self.momentum)
-        value = weight.float() * (1 - lr * self.weight_decay)
-        assign_(weight, value.sub_(mean.sign(), alpha=lr), rounding_key)
+            mean = slab.state["exp_avg"].lerp_(mean, 1 - self.momentum)
+        value = slab.weight.float() * (1 - lr * self.weight_decay)
+        slab.assign_(value.sub_(mean.sign(), alpha=lr), rounding_key)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowmem.kernels.noise import matrix_shape, rounding_bits, row_numbers, stream_key, tiles
-from lowmem.methods.rules.base import assign_
+from lowmem.methods.rules.slabs import Slab, slabs
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,29 @@ class StoSign:
     def update_(
         self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], *, lr: float, t: int, rounding_key: int
     ) -> None:
-        m = state["exp_avg"].lerp_(grad.float(), 1 - self.momentum)
-        envelope = state["envelope"].mul_(self.envelope_decay)
+        for slab in slabs(weight, grad, state):
+            self._update_slab_(slab, lr=lr, rounding_key=rounding_key)
+
+    def _update_slab_(self, slab: Slab, *, lr: float, rounding_key: int) -> None:
+        m = slab.state["exp_avg"].lerp_(slab.grad.float(), 1 - self.momentum)
+        envelope = slab.state["envelope"].mul_(self.envelope_decay)
         torch.maximum(envelope, m.abs(), out=envelope)
         # A key of its own: the rounding below draws from `rounding_key`, and the two must be independent.
-        signs = random_sign(m, envelope, stream_key(rounding_key, 0, 0, "", "stosign"))
-        value = weight.float() * (1 - lr * self.weight_decay)
-        assign_(weight, value.sub_(signs, alpha=lr), rounding_key)
+        key = stream_key(rounding_key, 0, 0, "", "stosign")
+        signs = random_sign(m, envelope, key, first_row=slab.first_row)
+        value = slab.weight.float() * (1 - lr * self.weight_decay)
+        slab.assign_(value.sub_(signs, alpha=lr), rounding_key)
 
 
-def random_sign(mean: Tensor, envelope: Tensor, key: int) -> Tensor:
-    """Entries -1 and +1 (0 where `envelope` is 0) with expectation mean / envelope. Needs |mean| <= envelope, fp32."""
+def random_sign(mean: Tensor, envelope: Tensor, key: int, *, first_row: int = 0) -> Tensor:
+    """Entries -1 and +1 (0 where `envelope` is 0) with expectation mean / envelope. Needs |mean| <= envelope, fp32.
+
+    `first_row`: where `mean` starts in the tensor that `key` belongs to.
+    """
     shape = matrix_shape(mean.shape)
     out = torch.empty(shape, dtype=torch.float32, device=mean.device)
     rows, _ = row_numbers(mean.shape, None, mean.device)
+    rows = rows + first_row
     m, a = mean.reshape(shape), envelope.reshape(shape)
     for row, col in tiles(*shape, like=out):
         bits = rounding_bits(rows[row], col.start, out[row, col].shape[1], key)
