@@ -76,16 +76,20 @@ class RayEngine:
         order = {
             "folder": str(folder),
             "argv": ["python" if word == sys.executable else word for word in argv],
-            "env": environment_of(job),
+            "env": {**environment_of(job), "RAY_ADDRESS": self._ray.get_runtime_context().gcs_address},
             "timeout": job.timeout,
             "stdout": stdout_of(job),
             "cwd": os.getcwd(),
         }
-        remote = self._ray.remote(run_attempt).options(**self.resources(task.need), max_retries=0, name=job.name)
+        remote = self._ray.remote(run_attempt).options(**self.resources(task), max_retries=0, name=job.name)
         return RayTask(folder, self._ray, remote.remote(order))
 
-    def resources(self, need: int | None) -> dict[str, float]:
-        """What Ray keeps free for a job: one CPU, and its memory or its share of a GPU."""
+    def resources(self, task: Task) -> dict[str, float]:
+        """What Ray keeps free for a job: one CPU, and its memory or its share of a GPU. A search only waits for its
+        trials, which ask for themselves."""
+        if task.search is not None:
+            return {"num_cpus": 0}
+        need = task.need
         if need is None:
             return {"num_cpus": 1}
         if self._ray.cluster_resources().get("GPU"):

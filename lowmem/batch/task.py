@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,21 @@ from lowmem.batch.matrix import Job
 from lowmem.batch.verbs import COMMAND, VERBS
 
 CONFIG = "config.yaml"
+SEARCH = "search.json"
+
+
+@dataclass(frozen=True)
+class SearchOrder:
+    """What a search is told. `evaluations`: how often a whole run evaluates; `need`: bytes of one trial."""
+
+    config: str
+    folder: str
+    search: dict[str, Any]
+    evaluations: int
+    need: int | None
+    at_once: int
+    cwd: str = ""
+    """Where relative paths of the config begin: Tune's workers stand elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,7 @@ class Task:
     digest: str
     need: int | None
     too_large: str | None
+    search: SearchOrder | None = None
 
     def listing(self) -> Listing:
         job = self.job
@@ -61,8 +79,13 @@ def prepare_folder(task: Task, entry: Entry, attempts: Sequence[Mapping[str, Any
         if verb is None or verb.output is None:
             folder.mkdir(parents=True, exist_ok=True)
         return
-    if attempts and attempts[-1]["digest"] != task.digest and (folder / CONFIG).is_file():
+    mine = (folder / CONFIG).is_file() or (folder / SEARCH).is_file()
+    if attempts and attempts[-1]["digest"] != task.digest and mine:
         shutil.rmtree(folder)
+    if task.search is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SEARCH).write_text(json.dumps(task.search.search))
+        return
     if folder.is_dir() and not (folder / CONFIG).exists():
         # A run that was killed while it wrote its first file holds nothing, but would not be taken for empty.
         (folder / f".partial-{CONFIG}").unlink(missing_ok=True)
@@ -73,6 +96,12 @@ def command_line(task: Task, entry: Entry, attempt: Path) -> list[str]:
     job = task.job
     if job.kind == COMMAND:
         return ["/bin/sh", "-c", job.target] if isinstance(job.target, str) else list(job.target)
+    if task.search is not None and task.config is not None:
+        attempt.mkdir(parents=True, exist_ok=True)
+        (attempt / CONFIG).write_text(task.config)
+        order = dataclasses.replace(task.search, config=str(attempt / CONFIG), folder=entry.folder, cwd=os.getcwd())
+        (attempt / SEARCH).write_text(json.dumps(dataclasses.asdict(order)))
+        return [sys.executable, "-m", "lowmem.batch.search", str(attempt / SEARCH)]
     verb, target = VERBS[job.kind], str(job.target)
     line = [sys.executable, "-m", "lowmem", job.kind]
     if task.config is not None:

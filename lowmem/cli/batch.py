@@ -149,6 +149,44 @@ def retry(
     render.message(f"waiting again: {', '.join(names)}; next: lowmem batch run {file}")
 
 
+@app.command("export")
+def export(
+    file: File,
+    to: Annotated[str, typer.Option(metavar="slurm|skypilot", help="The scheduler.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the scripts and configs.")],
+    gpus: Annotated[int, typer.Option(min=0, help="Slurm: GPUs for each job.")] = 0,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME:COUNT", help="SkyPilot: accelerators for each job.")] = None,
+) -> None:
+    """Write the batch as Slurm array scripts or SkyPilot pipelines, every job checked and planned first.
+
+    Example: lowmem batch export jobs.yaml --to slurm -o scripts && scripts/submit.sh
+    """
+    from lowmem.jobs.batch import prepare
+    from lowmem.jobs.batch_move import export as write_files
+
+    with render.progress() as sink:
+        prepared = prepare(file, sink=sink, check=_check)
+    files = write_files(prepared, output, to=to, gpus=gpus, gpu=gpu)
+    render.message(f"wrote {len(files)} files; next: {'bash' if to == 'slurm' else 'sky jobs launch'} {files[0]}")
+
+
+@app.command("import")
+def import_(
+    file: File,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders that were trained elsewhere.")],
+) -> None:
+    """Copy finished run folders from elsewhere to where their jobs belong, so that they need not run here."""
+    from lowmem.jobs.batch import prepare
+    from lowmem.jobs.batch_move import import_runs
+
+    with render.progress() as sink:
+        prepared = prepare(file, sink=sink)
+    found = import_runs(prepared, runs)
+    render.table(["run", "job", ""], [[str(row.folder), row.job or "-", row.reason] for row in found])
+    if any(row.reason != "imported" for row in found):
+        raise typer.Exit(1)
+
+
 def _check(argv: Sequence[str]) -> None:
     """Raises `ConfigError` unless the verb takes these arguments."""
     from typer.core import TyperGroup

@@ -56,7 +56,7 @@ def said(entry: Entry) -> str:
 def numbers(entry: Entry) -> dict[str, float]:
     """The numbers of a result that people compare: metrics of datasets, or whatever a command reported."""
     result = entry.result or {}
-    source = result.get("after", result) if entry.kind == "train" else result
+    source = result.get("after", result.get("best", result)) if entry.kind == "train" else result
     out: dict[str, float] = {}
     for name, value in source.items():
         if isinstance(value, dict):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from lowmem.batch.matrix import Job, expand
 from lowmem.batch.spec import BatchFile
-from lowmem.batch.task import Task, digest
+from lowmem.batch.task import SearchOrder, Task, digest
 from lowmem.batch.verbs import COMMAND, VERBS
 from lowmem.config.load import dump_run, load_run
 from lowmem.config.method import LoraMethod, ZoMethod
@@ -60,7 +63,9 @@ def make_tasks(file: BatchFile, *, budget: int, sink: Sink) -> dict[str, Task]:
         bill = _bill(job, tasks, configs, budget, sink)
         text = dump_run(configs[job.name]) if job.name in configs else None
         known = digest(job, text, [tasks[name].digest for name in job.after])
-        tasks[job.name] = Task(job, text, known, bill.nbytes, bill.too_large)
+        order = None if job.search is None else _search(job, configs[job.name], bill, budget)
+        total = bill.nbytes if order is None or bill.nbytes is None else bill.nbytes * order.at_once
+        tasks[job.name] = Task(job, text, known, total, bill.too_large, order)
     return {job.name: tasks[job.name] for job in jobs}
 
 
@@ -74,6 +79,8 @@ def _upstream_first(jobs: Sequence[Job]) -> list[Job]:
 def _config(job: Job, jobs: Mapping[str, Job], file: BatchFile, sink: Sink, budget: int) -> RunConfig | None:
     """The resolved config of a verb that takes one. What is left to the planner is planned for the batch's budget."""
     verb = VERBS.get(job.kind)
+    if job.search is not None and job.kind != "train":
+        raise ConfigError(f"search: {job.kind} has no settings to search; it belongs to a train job")
     if verb is None or verb.takes != "config":
         return None
     output = [f"output_dir={job.output_dir}"] if verb.output == "output_dir=" else []
@@ -81,9 +88,33 @@ def _config(job: Job, jobs: Mapping[str, Job], file: BatchFile, sink: Sink, budg
     for notice in loaded.notices:
         sink(Notice(f"{job.name}: {notice}"))
     config = loaded.config
+    if job.search is not None:
+        _check_search(job, config, file)
     if is_auto(config) and config.memory_budget is None:
         return config.model_copy(update={"memory_budget": str(budget)})
     return config
+
+
+def _search(job: Job, config: RunConfig, bill: Bill, budget: int) -> SearchOrder:
+    """The search of a job, with as many trials at once as fit and have a CPU."""
+    assert job.search is not None
+    at_once = min(job.search.trials, os.cpu_count() or 1, max(1, budget // (bill.nbytes or budget)))
+    evaluations = math.ceil((config.max_steps or 0) / (config.eval_steps or 1))
+    return SearchOrder("", job.output_dir, job.search.model_dump(mode="json"), evaluations, bill.nbytes, at_once)
+
+
+def _check_search(job: Job, config: RunConfig, file: BatchFile) -> None:
+    """Raises `ConfigError` unless every draw of the job's search is a config, and there is something to judge it by."""
+    assert job.search is not None
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("search: needs Ray Tune; run `pip install 'lowmem[ray]'`")
+    if config.max_steps is None or config.eval_steps is None or not config.eval_dataset:
+        raise ConfigError("search: trials are judged by their evaluations; set eval_dataset, eval_steps and max_steps")
+    for place in (0, -1):
+        drawn = [
+            f"{key}={json.dumps(values[place])}" for key, draw in job.search.space.items() for values in draw.values()
+        ]
+        load_run(_file(str(job.target), file), [*job.sets, *drawn])
 
 
 def _file(target: str, file: BatchFile) -> Path:

@@ -26,7 +26,7 @@ def subjects(sources: Sequence[Path]) -> list[Subject]:
     found: list[Subject] = []
     for source in sources:
         if source.is_file() and source.suffix in (".yaml", ".yml"):
-            found += [_job(entry) for entry in status(source)]
+            found += [subject for entry in status(source) for subject in _job_and_trials(entry)]
         elif source.is_dir():
             found.append(subject_of(source))
         else:
@@ -42,6 +42,19 @@ def write_comparison(found: Sequence[Subject], output: Path, *, title: str) -> N
     """The page is in file `output`."""
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, comparison_page(found, title=title))
+
+
+def _job_and_trials(entry: Entry) -> list[Subject]:
+    """The job; of a search, its trials besides, each a run of its own."""
+    trials = (entry.result or {}).get("trials", [])
+    rows = [_job(entry)]
+    for trial in trials:
+        folder = Path(trial["folder"])
+        run = subject_of(folder) if (folder / CONFIG).is_file() else Subject("", "", settings=trial["settings"])
+        state = "failed" if trial["error"] else "stopped early" if trial["stopped"] else "done"
+        name = f"{entry.name}/{trial['name']}"
+        rows.append(dataclasses.replace(run, name=name, state=state, error=trial["error"]))
+    return rows
 
 
 def _job(entry: Entry) -> Subject:
@@ -67,6 +80,8 @@ def _job(entry: Entry) -> Subject:
 def _numbers(entry: Entry) -> dict[str, float]:
     """The metrics in a job's result: numbers by themselves, or by dataset."""
     result = entry.result or {}
+    if "trials" in result:
+        return {name: float(value) for name, value in result["best"].items() if _is_number(value)}
     nested = {name: value for name, value in result.items() if isinstance(value, dict)}
     if not nested:
         return {name: float(value) for name, value in result.items() if _is_number(value)}
