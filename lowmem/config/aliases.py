@@ -91,6 +91,9 @@ IN_SECTION = {
 }
 IN_SECTION["eval_dataset"] = IN_SECTION["dataset"]
 
+OWN_KEYS = {("method", "gum"): ("rank",), ("method", "galore"): ("rank",)}
+"""By section and kind: keys that mean themselves there and are aliases elsewhere."""
+
 _DTYPES = {
     "bfloat16": "bf16",
     "bf16-true": "bf16",

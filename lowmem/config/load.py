@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from lowmem.config.aliases import IN_SECTION, OWN_KEYS
 from lowmem.config.explain import explain, render
 from lowmem.config.rewrite import DATASETS, Found, canonical
 from lowmem.config.run import PLANNED, RunConfig
@@ -48,7 +49,7 @@ def load_run(path: Path | None, overrides: Sequence[str] = (), *, base: Mapping[
         file = _beside(canonical(read_yaml(path), found), path.parent)
         root = replace(_merge(root, file), where=file.where)
     patches = [_parse_override(text, found) for text in overrides]
-    root = _with_planned(_with_kinds(reduce(_merge, patches, root)))
+    root = _with_planned(_with_own_names(_with_kinds(reduce(_merge, patches, root)), found))
     # Strict, through JSON: there a list is a tuple and a whole number is a float, but "8" is no number.
     try:
         config = RunConfig.model_validate_json(json.dumps(to_plain(root)), strict=True)
@@ -128,6 +129,24 @@ def _with_kinds(root: Node) -> Node:
         node = entries.get(section)
         if node is not None and isinstance(node.value, dict) and "kind" not in node.entries:
             entries[section] = node.with_entries({"kind": Node(kind, node.where), **node.entries})
+    return root.with_entries(entries)
+
+
+def _with_own_names(root: Node, found: Found) -> Node:
+    """`method.rank=64` on a command line, renamed before the kind was known, gets its name back where it is one."""
+    entries = dict(root.entries)
+    for (section, kind), own in OWN_KEYS.items():
+        node = entries.get(section)
+        if node is None or not isinstance(node.value, dict) or node.entries["kind"].value != kind:
+            continue
+        inner: dict[str, Node] = {}
+        for key, value in node.entries.items():
+            name = next((n for n in own if key == IN_SECTION[section][n] and value.written == f"{section}.{n}"), key)
+            if name != key:
+                value = replace(value, written=None)
+                found.take_back(value, f"{section}.{name}", f"{section}.{key}")
+            inner[name] = value
+        entries[section] = node.with_entries(inner)
     return root.with_entries(entries)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from lowmem.config.aliases import (
     IN_SECTION,
     METHODS,
+    OWN_KEYS,
     QUANTIZATION_BITS,
     TOP_LEVEL,
     VALUES,
@@ -32,6 +33,10 @@ class Found:
 
     def rename(self, node: Node, old: str, new: str) -> None:
         self.notices.append(f"{node.where}: {old} is read as {new}")
+
+    def take_back(self, node: Node, old: str, new: str) -> None:
+        """What `rename` said of `old` does not hold."""
+        self.notices.remove(f"{node.where}: {old} is read as {new}")
 
     def refuse(self, node: Node, key: str, text: str) -> None:
         self.problems.append((node.where, key, text))
@@ -169,8 +174,10 @@ def _renamed_keys(section: str, node: Node, found: Found, prefix: str | None = N
         return node
     prefix = prefix or section
     out: dict[str, Node] = {}
+    kind = node.entries["kind"].value if "kind" in node.entries else None
+    own = OWN_KEYS.get((section, str(kind)), ())
     for key, value in node.entries.items():
-        name = IN_SECTION.get(section, {}).get(key, key)
+        name = key if key in own else IN_SECTION.get(section, {}).get(key, key)
         if is_secret(key):
             found.refuse(value, f"{prefix}.{key}", secret_advice(key))
         elif name in out or (name != key and name in node.entries):

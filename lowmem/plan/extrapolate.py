@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lowmem.config.method import GumMethod
 from lowmem.config.run import RunConfig
 from lowmem.plan.fakes import with_depth
 from lowmem.plan.simulate import Simulation, Work, simulate
@@ -41,15 +42,15 @@ class Prediction:
 def predict(config: RunConfig, shape: PretrainedConfig, work: Work, *, granularity: int = 1) -> Prediction:
     """The bill of `config` on a model of `shape`, from two shallow simulations, or from one where it is shallow."""
     layers: int = shape.get_text_config().num_hidden_layers
-    depths = simulated_depths(shape)
+    depths = simulated_depths(shape, beyond=config.method.gamma if isinstance(config.method, GumMethod) else 0)
     if depths is None:
         return _summary(simulate(config, shape, work, granularity=granularity))
     low, high = (simulate(config, with_depth(shape, depth), work, granularity=granularity) for depth in depths)
     return _summary(_line(low, high, depths, layers))
 
 
-def simulated_depths(shape: PretrainedConfig) -> tuple[int, int] | None:
-    """Two depths that tell all others, or None where simulating the whole model costs no more.
+def simulated_depths(shape: PretrainedConfig, *, beyond: int = 0) -> tuple[int, int] | None:
+    """Two depths above `beyond` that tell all others, or None where simulating the whole model costs no more.
 
     Layers of several kinds repeat with a period (sliding and full attention), which both depths are multiples of.
     """
@@ -57,6 +58,7 @@ def simulated_depths(shape: PretrainedConfig) -> tuple[int, int] | None:
     layers: int = text.num_hidden_layers
     period = _period(list(getattr(text, "layer_types", None) or [""] * layers))
     first = 2 if period == 1 else period
+    first += -(-max(0, beyond + 1 - first) // period) * period
     second = first + period
     return (first, second) if layers > first + second else None
 

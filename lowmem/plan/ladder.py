@@ -1,26 +1,29 @@
 """The candidates: every way of training a model, from the best expected quality down, and what each costs in time.
 
     1  all weights by back-propagation
-    2  LoRA on the base in the run's dtype, by any of its update rules
-    3  LoRA on an int8 base; all weights by plain SGD
-    4  LoRA on an nf4 base
-    5  zeroth order on all weights
-    6  zeroth order on an adapter over an nf4 base
+    2  all weights, matrices through a low-rank view of their gradients (GUM, GaLore)
+    3  LoRA on the base in the run's dtype, by any of its update rules
+    4  LoRA on an int8 base; all weights by plain SGD
+    5  LoRA on an nf4 base
+    6  zeroth order on all weights
+    7  zeroth order on an adapter over an nf4 base
 
-"LoRA without regret" and the QLoRA paper (arXiv 2305.14314) find tiers 1, 2 and 4 close on small finetuning sets; MeZO
+"LoRA without regret" and the QLoRA paper (arXiv 2305.14314) find tiers 1, 3 and 5 close on small finetuning sets; MeZO
 (arXiv 2305.17333) comes within a few points of 1 on prompted tasks only, after ten to a hundred times as many steps.
+Tier 2 stands between because it can move every weight in the end; this project has not shown that it is better than 3.
 Plain SGD follows LoRA because it needs a tuned rate and still pays for every gradient. Fewer bits lose quality, so a
 base is quantized only where the config allows it; recomputing activations and smaller micro-batches lose nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lowmem.config.method import AdapterMethod, AutoMethod, LoraMethod, Method, ZoMethod
+from lowmem.config.method import AdapterMethod, AutoMethod, FullMethod, LoraMethod, Method, ProjectedMethod, ZoMethod
 from lowmem.config.quantization import NoQuantization
 from lowmem.config.run import RunConfig
+from lowmem.methods.zo.build import zo_forwards
 
 RIDGE_TOKENS = 156
 """Tokens at which a bf16 matmul on an A100 is half bound by reading weights: 312 TFLOP/s over 2.0 TB/s, 1 token = 1
@@ -29,6 +32,8 @@ FLOP per byte of weights."""
 
 ADAPTERS = ("lora", "lorsum", "lora_muon")
 """Kinds of methods that train an adapter by back-propagation."""
+PROJECTED = ("gum", "galore")
+"""Kinds of methods that train all weights through low-rank views."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Rung:
     tier: int
     changes: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    clips: bool = True
+    """Whether the run clips gradients."""
 
     @property
     def kind(self) -> str:
@@ -53,6 +60,12 @@ class Rung:
     def adapts(self) -> bool:
         """Whether an adapter is trained, and not the weights."""
         return self.kind in ADAPTERS or self.changes["method"].get("train_adapter") is not None
+
+    @property
+    def clips_in_backward(self) -> bool:
+        """Whether weights move inside backward and the global norm is asked for, which takes a second pass."""
+        method = self.changes["method"]
+        return method.get("update") == "in_backward" and method.get("clipping", "exact") == "exact" and self.clips
 
     @property
     def back_propagates(self) -> bool:
@@ -74,21 +87,41 @@ def rungs(config: RunConfig) -> tuple[Rung, ...]:
     others = [name for name in ("adamw", "sgd") if name != optimizer["kind"]]
     prompted = "for prompted tasks; ten to a hundred times as many steps"
     adamw = {"kind": "adamw"}
-    bases = {"": (2, plain), " on int8": (3, int8), " on nf4": (4, nf4)}
+    bases = {"": (3, plain), " on int8": (4, int8), " on nf4": (5, nf4)}
     ladder = [
-        Rung(f"full, {optimizer['kind']}", 1, _keys({"kind": "full"}, plain, optimizer)),
-        *(Rung(f"full, {name}", 3, _keys({"kind": "full"}, plain, {"kind": name})) for name in others),
+        *(Rung(f"full, {name}", 1, _keys(full, plain, optimizer)) for name, full in _full(method, optimizer["kind"])),
+        *(Rung(f"{full['kind']}", 2, _keys(full, plain, optimizer)) for full in _projected(method)),
+        *(Rung(f"full, {name}", 4, _keys({"kind": "full"}, plain, {"kind": name})) for name in others),
         *(Rung(f"lora{name}", tier, _keys(lora, base, optimizer)) for name, (tier, base) in bases.items()),
         *(
             Rung(f"{kind}{name}", tier, _keys(_adapter(method, kind), base, adamw))
             for kind in _paired(method)
             for name, (tier, base) in bases.items()
         ),
-        Rung("zo", 5, _keys(whole, plain, optimizer), prompted),
-        Rung("zo on lora", 5, _keys(on_adapter, plain, optimizer), prompted),
-        Rung("zo on lora on nf4", 6, _keys(on_adapter, nf4, optimizer), prompted),
+        Rung("zo", 6, _keys(whole, plain, optimizer), prompted),
+        Rung("zo on lora", 6, _keys(on_adapter, plain, optimizer), prompted),
+        Rung("zo on lora on nf4", 7, _keys(on_adapter, nf4, optimizer), prompted),
     ]
-    return tuple(sorted(ladder, key=lambda rung: rung.tier))
+    clips = config.max_grad_norm is not None
+    return tuple(sorted((replace(rung, clips=clips) for rung in ladder), key=lambda rung: rung.tier))
+
+
+def _full(method: Method, rule: str) -> list[tuple[str, dict[str, Any]]]:
+    """With the update after backward, and inside it: lossless, since with clipping it runs backward twice.
+
+    A config that asks for the update inside backward, perhaps with another kind of clipping, gets nothing else.
+    """
+    inside = {"kind": "full", "update": "in_backward"}
+    if isinstance(method, FullMethod) and method.update == "in_backward":
+        return [(f"{rule} in backward", method.model_dump(mode="json"))]
+    return [(rule, {"kind": "full"}), (f"{rule} in backward", inside)]
+
+
+def _projected(method: Method) -> list[dict[str, Any]]:
+    """Shown where they are asked for."""
+    asked = method.allow if isinstance(method, AutoMethod) else ()
+    own = [method.model_dump(mode="json")] if isinstance(method, ProjectedMethod) else []
+    return own + [{"kind": kind} for kind in PROJECTED if kind in asked]
 
 
 def _paired(method: Method) -> tuple[str, ...]:
@@ -129,7 +162,7 @@ def apply(config: RunConfig, rung: Rung, *, examples: int, checkpointing: bool) 
     plain = config.model_dump(mode="json")
     if plain["method"]["kind"] != rung.kind:
         plain["learning_rate"] = None
-    if not rung.back_propagates and rung.changes["method"].get("algorithm", "adanaged") != "mezo":
+    if not rung.back_propagates and rung.changes["method"].get("algorithm", "adanaged") == "adanaged":
         plain["learning_rate"] = None
     plain |= rung.changes | {
         "auto": [],
@@ -154,10 +187,10 @@ def forwards_per_step(rung: Rung, *, checkpointing: bool) -> float:
     Not counted: dequantizing a base, perturbing weights, the update itself.
     """
     if rung.kind == "zo":
-        period = rung.changes["method"].get("probe_period", 10)
-        return 2.0 if rung.changes["method"].get("algorithm") == "mezo" else 2 + 3 / period
-    backward = 2.0 if rung.kind == "full" else 1.0
-    return 1.0 + backward + (1.0 if checkpointing else 0.0)
+        return zo_forwards(ZoMethod.model_validate(rung.changes["method"]))
+    backward = 2.0 if rung.kind in ("full", *PROJECTED) else 1.0
+    passes = 2 if rung.kind == "full" and rung.clips_in_backward else 1
+    return passes * (1.0 + backward + (1.0 if checkpointing else 0.0))
 
 
 def relative_speed(rung: Rung, *, checkpointing: bool, tokens: int) -> float:

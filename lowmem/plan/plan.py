@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,10 +194,13 @@ class _Planner:
 
     def _predict(self, rung: Rung, examples: int, checkpointing: bool) -> Prediction:
         config = apply(self._config, rung, examples=examples, checkpointing=checkpointing)
+        # Gradients that wait for the next micro-batch meet its activations; a third micro-batch meets the same.
+        waiting = 2 if rung.back_propagates and config.gradient_accumulation_steps > 1 else 1
+        work = replace(work_of(self._config, examples, tokens=self._tokens), micro_batches=waiting)
         return cached_predict(
             config,
             self._shape,
-            work_of(self._config, examples, tokens=self._tokens),
+            work,
             granularity=self._device.costs.granularity,
             folder=self._cache,
         )
@@ -228,6 +232,9 @@ def _changes(before: RunConfig, after: RunConfig, rung: Rung) -> tuple[str, ...]
     said = []
     if type(before.method) is not type(after.method):
         said.append(f"method={rung.kind}")
+    updates = [getattr(config.method, "update", "after_backward") for config in (before, after)]
+    if updates[0] != updates[1]:
+        said.append(f"method.update={updates[1]}")
     old, new = (getattr(config.method, "train_adapter", None) for config in (before, after))
     if new is not None and old is None:
         said.append("method.train_adapter.kind=lora")

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from lowmem.config.aliases import ELSEWHERE, IN_SECTION, TOP_LEVEL, is_secret
+from lowmem.config.aliases import ELSEWHERE, IN_SECTION, OWN_KEYS, TOP_LEVEL, is_secret
 from lowmem.config.dataset import AutoData, MessagesData, TaskData
 from lowmem.config.explain import VARIANTS
+from lowmem.config.generation import GenerationConfig
 from lowmem.config.load import LoadedRun, load_run
 from lowmem.config.method import FullMethod, LoraMethod, ZoMethod
 from lowmem.config.optimizer import AdamW
 from lowmem.config.quantization import Int8, Nf4, NoQuantization
-from lowmem.config.run import GenerationConfig, RunConfig
+from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError
 
 MODEL, DATA = "model: m\n", "dataset: d.jsonl\n"
@@ -41,8 +42,8 @@ def test_every_alias_leads_to_a_key_that_exists() -> None:
 def test_no_alias_hides_a_key() -> None:
     assert not RunConfig.model_fields.keys() & (TOP_LEVEL.keys() | ELSEWHERE.keys())
     for section, aliases in IN_SECTION.items():
-        for owner in VARIANTS.get(section, {"": GenerationConfig}).values():
-            assert not owner.model_fields.keys() & aliases.keys()
+        for kind, owner in VARIANTS.get(section, {"": GenerationConfig}).items():
+            assert owner.model_fields.keys() & aliases.keys() == set(OWN_KEYS.get((section, kind), ()))
 
 
 @pytest.mark.parametrize(
