@@ -32,7 +32,7 @@ HOPELESS = frozenset({2, 3, 5})
 """Exit codes that come again: bad config, does not fit, failed quality gate."""
 VANISHED = 5
 """Attempts whose process may vanish with its machine before the job counts as failed."""
-BEAT_SECONDS, WATCH_SECONDS, KILL_SECONDS = 5.0, 0.5, 60.0
+BEAT_SECONDS, KILL_SECONDS = 5.0, 60.0
 YOUNG_SECONDS = 3.0
 """Jobs younger than this are looked at often: short ones end soon."""
 
@@ -65,6 +65,7 @@ class Runner:
     max_parallel: int = field(default_factory=lambda: os.cpu_count() or 1)
     continue_on_error: bool = True
     watch: Watch = lambda _: None
+    watch_seconds: float = 0.5
     engine: Engine = field(default_factory=LocalEngine)
     _running: dict[str, Running] = field(default_factory=dict)
     _entries: dict[str, Entry] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class Runner:
                 watched = 0.0
             changed |= self._collect()
             self._insist()
-            if now - watched >= WATCH_SECONDS:
+            if now - watched >= self.watch_seconds:
                 self.watch(self.ledger.entries())
                 watched = now
             if changed:
