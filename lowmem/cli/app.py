@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lowmem
-from lowmem.cli import batch, chat, demo, doctor, evaluate, generate, init, plan, render, report, train
+from lowmem.cli import batch, chat, demo, doctor, evaluate, export, generate, init, merge, plan, render, report, train
 from lowmem.errors import LowmemError
 
 INTERRUPTED = 130
@@ -71,6 +71,8 @@ app.command("train", cls=train.Command)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("merge")(merge.merge)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)

@@ -15,6 +15,7 @@ from lowmem.errors import ConfigError
 if TYPE_CHECKING:
     from lowmem.config.generation import GenerationConfig
     from lowmem.config.load import LoadedRun
+    from lowmem.jobs.target import DtypeName
 
 Target = Annotated[
     str, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, a model folder, a hub id or an embedded model.")
@@ -66,6 +67,13 @@ def generation(base: GenerationConfig, **given: object) -> GenerationConfig:
         first = error.errors(include_url=False)[0]
         option = str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{option} {first['input']}: {first['msg'].lower()}") from error
+
+
+def check_dtype(dtype: str | None) -> DtypeName | None:
+    """`dtype` again. Raises `typer.BadParameter` for anything but fp32, bf16, fp16 and None."""
+    if dtype is None or dtype == "fp32" or dtype == "bf16" or dtype == "fp16":
+        return dtype
+    raise typer.BadParameter(f"{dtype!r} is not a dtype; use fp32, bf16 or fp16", param_hint="--dtype")
 
 
 def check_device(device: str) -> str:
