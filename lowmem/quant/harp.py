@@ -55,7 +55,7 @@ class FitOptions:
     lattices, whose search costs more than the step."""
     parts: int = 4
     """A step sees one of this many slices of the rows in turn, where the left side's fixed factor splits them into
-    blocks that share no angle. A quarter of the time at 200 steps; see docs/LOG.md for what it costs."""
+    blocks that share no angle. Measured in docs/LOG.md."""
     hbd_every: int = 4
     """The off-block term enters every this many steps, with this many times the weight."""
     check: int = 25

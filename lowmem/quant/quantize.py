@@ -109,7 +109,7 @@ def code_rotated(W: Tensor, H: Tensor, coder: Coder, options: QuantizeOptions) -
     else:
         _, codes = round_nearest(W, coder, spread)
     packed = packed_weight(coder, codes, shape, scales, gain, options.group_size)
-    return packed if options.group_size else _refitted(packed, W, H)
+    return _refitted(packed, W, H)
 
 
 def quantize_table(W: Tensor, kind: Kind, *, group_size: int = 64) -> QuantizedWeight:
@@ -143,12 +143,20 @@ def _spread_factor(kind: Kind) -> float:
 
 
 def _refitted(packed: PackedWeight, W: Tensor, H: Tensor) -> PackedWeight:
-    """The same codes with each row's scale where the row's loss is least; kept only where rounding to fp16 agrees."""
+    """The same codes with each row's scales where the row's loss is least; kept only if it is, after rounding to fp16.
+
+    A row's scales s minimise (w - sum_g s_g l_g) H (...)^T with l_g its levels in group g: G equations per row.
+    """
     levels = unpack(packed) / spread_scales(packed)
-    weighted = levels @ H
-    best = (weighted * W).sum(1) / (weighted * levels).sum(1).clamp_min(1e-30)
-    old = spread_scales(packed)[:, 0]
-    scales, gain = round_scales(torch.where(best > 0, best, old)[:, None])
+    n = levels.shape[1]
+    width = packed.group_size or n
+    parts = [slice(start, min(start + width, n)) for start in range(0, n, width)]
+    weighted = [levels[:, part] @ H[part] for part in parts]
+    right = torch.stack([(row * W).sum(1) for row in weighted], dim=1)
+    inner = torch.stack([torch.stack([(row * levels)[:, p].sum(1) for p in parts], dim=1) for row in weighted], dim=1)
+    best = torch.linalg.solve(inner.double(), right.double()).float()
+    old = packed.scales.float() * packed.gain
+    scales, gain = round_scales(torch.where((best > 0).all(1, keepdim=True), best, old))
     better = replace(packed, scales=scales, gain=gain)
     worse = proxy_loss(W - unpack(better), H) > proxy_loss(W - unpack(packed), H)
     return packed if worse else better
