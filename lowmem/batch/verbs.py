@@ -29,5 +29,7 @@ VERBS = {
     "plan": Verb("config"),
     "eval": Verb("model"),
     "generate": Verb("model", overrides=False, json=False),
+    "merge": Verb("model", overrides=False, output="--output"),
+    "export": Verb("model", overrides=False, output="--output", json=False),
 }
 KINDS = (*VERBS, COMMAND)

@@ -9,7 +9,7 @@ from lowmem.config.method import AdapterMethod, ZoMethod
 from lowmem.config.run import RunConfig
 from lowmem.data.batch import Batch
 from lowmem.events import Sink
-from lowmem.jobs.plan import plan_cache, this_device
+from lowmem.jobs.plan import plan_cache, this_device, with_default_optimizer
 from lowmem.plan.cache import cached_predict
 from lowmem.plan.fakes import BatchShape
 from lowmem.plan.fit import Plan
@@ -23,6 +23,7 @@ COMPARED = ("forward", "backward", "update")
 
 def resolve(config: RunConfig, sink: Sink) -> tuple[RunConfig, Plan | None]:
     """`config` with everything left to the planner decided. No plan where there is neither a budget nor an `auto`."""
+    config = with_default_optimizer(config, sink)
     budget = None if config.memory_budget is None else parse_bytes(config.memory_budget)
     return resolve_auto(config, this_device(config.device), budget=budget, cache=plan_cache(), sink=sink)
 

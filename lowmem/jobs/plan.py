@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from lowmem.config.method import FullMethod
 from lowmem.config.run import RunConfig
-from lowmem.events import Sink
+from lowmem.events import Notice, Sink
 from lowmem.models.embedded import cache_folder
+from lowmem.models.pretraining import pretraining_of
 from lowmem.models.source import pick_device
 from lowmem.plan.devices import CPU, CUDA, Device, parse_device
 from lowmem.plan.fit import Plan
@@ -32,10 +35,26 @@ def plan(
     `device`: `cpu`, `cuda`, `cuda:24GiB`; without one, the device that the config would run on here. Raises
     `ConfigError` for a device or a size that is none, and what loading the model's config raises.
     """
+    config = with_default_optimizer(config, sink)
     where = parse_device(device) if device is not None else this_device(config.device)
     text = budget or config.memory_budget
     limit = parse_bytes(text) if text else where.total or memory_here(where.costs.kind)
     return plan_run(config, where, budget=limit, cache=plan_cache() if use_cache else None, sink=sink, tokens=tokens)
+
+
+def with_default_optimizer(config: RunConfig, sink: Sink) -> RunConfig:
+    """`config` with the optimizer that pretrained its model, where that is known and the config names none.
+
+    For full finetuning only: adapters start from nothing, and the other methods have rules of their own.
+    """
+    if "optimizer" in config.model_fields_set or not isinstance(config.method, FullMethod):
+        return config
+    known = pretraining_of(config.model)
+    if known is None or known.optimizer == config.optimizer.kind:
+        return config
+    sink(Notice(f"optimizer: {known.optimizer}, as in pretraining ({known.source}); set optimizer to choose another"))
+    chosen = config.model_dump(mode="json", exclude_unset=True) | {"optimizer": {"kind": known.optimizer}}
+    return RunConfig.model_validate_json(json.dumps(chosen))
 
 
 def plan_cache() -> Path:
