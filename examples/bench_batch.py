@@ -34,6 +34,10 @@ from lowmem.batch.processes import resident_bytes
 from tests.batch.batches import GIB, run, write
 from tests.batch.test_undisturbed import JOBS, TWELVE, killed_runs, outcome
 
+NOTES = (
+    "The budget was watched every 20 ms over all processes of the jobs, their watchers (10 MiB each) apart. Kills: "
+    "five for each seed; those that came after the batch had ended are not counted."
+)
 HOLD = "import time; held = b'x' * {nbytes}; time.sleep({seconds})"
 
 
@@ -136,6 +140,7 @@ def main() -> None:
             ),
             command="python examples/bench_batch.py",
             keys=found,
+            notes=NOTES,
         )
     print(json.dumps(found))
 
