@@ -56,10 +56,12 @@ class FitOptions:
     parts: int = 4
     """A step sees one of this many slices of the rows in turn, where the left side's fixed factor splits them into
     blocks that share no angle. Measured in docs/LOG.md."""
-    hbd_every: int = 4
+    hbd_every: int = 8
     """The off-block term enters every this many steps, with this many times the weight."""
-    check: int = 25
+    check: int = 50
     """Steps between two looks at the iterate with rounded angles."""
+    reweigh: int = 25
+    """Steps between two updates of h: "conditional" factors H~ in fp64, at n = 1536 as dear as several steps."""
     spread: float = 1.1
     """Scale of the code against the best one for a Gaussian: error feedback widens what is coded."""
 
@@ -145,7 +147,7 @@ class _Problem:
             self.held[part] = self._nearest(W.detach())
         due = self.options.hbd > 0 and step % self.options.hbd_every == 0
         H = self.moments(right) if due else None
-        if step % (4 * self.refresh) == 0:
+        if step % self.options.reweigh == 0:
             self.column_weight = self._weights(self._detached_moments(right) if H is None else H.detach())
         sigma, target = self.held[part]
         proxy = (self.column_weight[:, None] * (W / sigma - target).square()).mean()
