@@ -78,7 +78,8 @@ static void round_block(const float *x, int8_t *codes, float *scale) {
     }
     bool usable = spoiled == 0 && largest > 1e-35f;  // below, 127 / largest would overflow
     float inverse = usable ? 127 / largest : 0;
-    for (int j = 0; j < BLOCK; j++) codes[j] = usable ? int8_t(lrintf(x[j] * inverse)) : 0;
+    const float rounding = 12582912;  // 1.5 * 2^23: adding it rounds to whole numbers, ties to even
+    for (int j = 0; j < BLOCK; j++) codes[j] = int8_t(usable ? x[j] * inverse + rounding - rounding : 0);
     *scale = spoiled == 0 ? (usable ? largest / 127 : 0) : NAN;
 }
 
@@ -99,7 +100,7 @@ static void place_block(Prepared &to, const Packed &w, int64_t token, int64_t ch
     for (int v = 0; v < 8; v++) {
         int eight = 0;
         for (int e = 0; e < 8; e++) eight += codes[8 * v + e];
-        int high = int(lrintf(float(eight) / 8));
+        int high = (eight + 4) >> 3;
         to.eights[0][chunk * 32 + 16 * h + 8 + v] = int8_t(high);
         to.eights[1][chunk * 32 + 16 * h + 8 + v] = int8_t(eight - 8 * high);
     }

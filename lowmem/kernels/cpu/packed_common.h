@@ -7,6 +7,10 @@
 #include <stdint.h>
 #include <string.h>
 
+// Without these GCC leaves the decoders as calls and their registers in memory: measured 4 times slower.
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
 enum Kind { S2 = 0, S3 = 1, S4 = 2, INT4 = 3, INT8 = 4, E8 = 5, E8R = 6, NESTED = 7 };
 constexpr int BLOCK = 64, CHUNK = 128;
 
@@ -26,9 +30,9 @@ struct Packed {
 
 constexpr int OFFSET_E8 = 62, OFFSET_E8R = 4;  // level = 4 u - 62 + shift; level = u - 4
 
-static inline int plane_bytes(int kind, int plane) {  // per block of 64 columns
-    const int bytes[8][2] = {{16, 0}, {16, 8}, {32, 0}, {32, 0}, {64, 0}, {16, 0}, {16, 8}, {16, 16}};
-    return bytes[kind][plane];
+static constexpr int plane_bytes(int kind, int plane) {  // per block of 64 columns
+    return plane ? (kind == S3 || kind == E8R ? 8 : kind == NESTED ? 16 : 0)
+                 : (kind == S4 || kind == INT4 ? 32 : kind == INT8 ? 64 : 16);
 }
 
 static inline bool lattice(int kind) { return kind >= E8; }
