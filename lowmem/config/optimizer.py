@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from lowmem.config.base import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Betas = tuple[Fraction, Fraction]
 Scale = Literal["rms", "aspect", "operator"]
 Others = Literal["adamw", "signum"]
@@ -18,6 +19,15 @@ class AdamW(Section):
     """AdamW with decoupled weight decay. State: two numbers per trained parameter."""
 
     kind: Literal["adamw"] = "adamw"
+    betas: Betas = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class AdamW8bit(Section):
+    """AdamW with its state in 8 bits: a quarter of adamw's."""
+
+    kind: Literal["adamw8bit"] = "adamw8bit"
     betas: Betas = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -63,14 +73,38 @@ class StoSign(Section):
     weight_decay: NonNegativeFloat = 0.0
 
 
-class Muon(Section):
-    """Momentum with equal singular values on hidden matrices. State: one number per matrix entry."""
+class SoftSignum(Section):
+    """Signum whose sign becomes a tanh at the end of the run. State: one number per trained parameter. Needs max_steps;
+    learning rates are signum's."""
 
-    kind: Literal["muon"] = "muon"
-    momentum: Fraction = 0.95
+    kind: Literal["softsignum"] = "softsignum"
+    momentum: Fraction = 0.9
     """Weight of the past in the moving average of gradients."""
-    nesterov: bool = True
-    """Look one step ahead of the momentum."""
+    hard_fraction: Share = 0.9
+    """Share of the updates that are plain signs; 1 = all."""
+    tau_max: Annotated[float, Field(ge=1)] = 20.0
+    """Steepest tanh: averages far below 1 / tau_max move in proportion to their size."""
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class Adafactor(Section):
+    """Adam's second moment as a row times a column, no momentum. State: next to nothing."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    decay: Annotated[float, Field(lt=0)] = -0.8
+    """The past weighs 1 - t^decay at update t: closer to 0 = shorter memory."""
+    clip: PositiveFloat = 1.0
+    """Largest root mean square of a step, in learning rates."""
+    relative: bool = False
+    """Multiply the learning rate by each tensor's root mean square, as published; wants 1e-3 to 1e-2."""
+    eps: PositiveFloat = 1e-3
+    """Smallest root mean square of a tensor that `relative` assumes."""
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class Spectral(Section):
+    """What rules of hidden matrices share."""
+
     scale: Scale = "rms"
     """rms: learning rates of adamw fit. aspect: as Muon was published, wants about 0.02. operator: unit norm."""
     ns_steps: PositiveInt = 5
@@ -80,7 +114,43 @@ class Muon(Section):
     weight_decay: NonNegativeFloat = 0.0
 
 
-class LionMuon(Section):
+class Muon(Spectral):
+    """Momentum with equal singular values on hidden matrices. State: one number per matrix entry."""
+
+    kind: Literal["muon"] = "muon"
+    momentum: Fraction = 0.95
+    """Weight of the past in the moving average of gradients."""
+    nesterov: bool = True
+    """Look one step ahead of the momentum."""
+
+
+class NorMuon(Spectral):
+    """Muon with output neurons brought to the same step length (reconstructed). State: one number per matrix entry."""
+
+    kind: Literal["normuon"] = "normuon"
+    betas: Betas = (0.95, 0.95)
+    """Weight of the past in the moving average of gradients, and in the length of every row's steps."""
+    eps: PositiveFloat = 1e-8
+    nesterov: bool = True
+    """Look one step ahead of the momentum."""
+
+
+class SoftMuon(Spectral):
+    """Muon that gives small singular values small steps at the end of the run. State: one number per matrix entry.
+    Needs max_steps."""
+
+    kind: Literal["softmuon"] = "softmuon"
+    momentum: Fraction = 0.95
+    """Weight of the past in the moving average of gradients."""
+    nesterov: bool = True
+    """Look one step ahead of the momentum."""
+    hard_fraction: Share = 0.9
+    """Share of the updates that are Muon's; 1 = all."""
+    tau_max: Annotated[float, Field(ge=1)] = 1e9
+    """Singular values far below 1 / tau_max move in proportion to their size."""
+
+
+class LionMuon(Spectral):
     """Muon every `period` steps, sign steps between: cheaper than muon. State: one number per matrix entry."""
 
     kind: Literal["lionmuon"] = "lionmuon"
@@ -90,16 +160,9 @@ class LionMuon(Section):
     """A spectral step every this many; 1 = always."""
     sign_lr_ratio: PositiveFloat = 0.05
     """Learning rate of the sign steps, relative to learning_rate."""
-    scale: Scale = "rms"
-    """As for muon."""
-    ns_steps: PositiveInt = 5
-    """Newton-Schulz iterations: more = singular values more equal, slower."""
-    others: Others = "adamw"
-    """The rule of vectors, embeddings and output heads."""
-    weight_decay: NonNegativeFloat = 0.0
 
 
-class SignMuon(Section):
+class SignMuon(Spectral):
     """lionmuon with one momentum for both betas. State: one number per matrix entry."""
 
     kind: Literal["signmuon"] = "signmuon"
@@ -109,13 +172,21 @@ class SignMuon(Section):
     """A spectral step every this many; 1 = always."""
     sign_lr_ratio: PositiveFloat = 0.05
     """Learning rate of the sign steps, relative to learning_rate."""
-    scale: Scale = "rms"
-    """As for muon."""
-    ns_steps: PositiveInt = 5
-    """Newton-Schulz iterations: more = singular values more equal, slower."""
-    others: Others = "adamw"
-    """The rule of vectors, embeddings and output heads."""
-    weight_decay: NonNegativeFloat = 0.0
 
 
-Optimizer = Annotated[AdamW | Sgd | Lion | Signum | StoSign | Muon | LionMuon | SignMuon, Field(discriminator="kind")]
+Optimizer = Annotated[
+    AdamW
+    | AdamW8bit
+    | Adafactor
+    | Sgd
+    | Lion
+    | Signum
+    | StoSign
+    | SoftSignum
+    | Muon
+    | NorMuon
+    | SoftMuon
+    | LionMuon
+    | SignMuon,
+    Field(discriminator="kind"),
+]

@@ -28,7 +28,7 @@ from lowmem.config.method import (
     Method,
     ZoMethod,
 )
-from lowmem.config.optimizer import AdamW, LionMuon, Muon, Optimizer, SignMuon
+from lowmem.config.optimizer import AdamW, Optimizer, SoftMuon, SoftSignum, Spectral
 from lowmem.config.quantization import NoQuantization, Quantization
 from lowmem.errors import ConfigError
 from lowmem.units import parse_bytes
@@ -156,10 +156,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"optimizer: method.kind: {method.kind} has its own update rule; remove optimizer, or use method: lora"
             )
-        if isinstance(method, GumMethod) and isinstance(self.optimizer, Muon | LionMuon | SignMuon):
+        if isinstance(method, GumMethod) and isinstance(self.optimizer, Spectral):
             raise ValueError(
                 f"optimizer: method.kind: gum has its own rule for matrices, and {self.optimizer.kind} is for nothing "
-                "else; use optimizer: adamw, lion, signum, sgd or stosign, which serve vectors and embeddings"
+                "else; use an optimizer that serves vectors and embeddings: adamw, adamw8bit, lion, signum, sgd, …"
+            )
+        if isinstance(self.optimizer, SoftSignum | SoftMuon) and self.max_steps is None:
+            raise ValueError(
+                f"optimizer: {self.optimizer.kind} softens towards the end of the run and must know it beforehand; set "
+                "max_steps"
             )
         if (self.early_stopping_patience or self.load_best_model_at_end) and not self.eval_dataset:
             raise ValueError("eval_dataset: is needed by early_stopping_patience and load_best_model_at_end")

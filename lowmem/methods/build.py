@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
-from lowmem.config import optimizer as optimizers
 from lowmem.config.method import (
     AutoMethod,
     FullMethod,
@@ -25,15 +24,8 @@ from lowmem.methods.lowrank.build import pair_descent
 from lowmem.methods.lowrank.lora import adapter_exporter, attach_lora
 from lowmem.methods.prepared import Prepared
 from lowmem.methods.projected.build import layerwise, whole_title
-from lowmem.methods.rules.adamw import AdamW
-from lowmem.methods.rules.base import Rule
-from lowmem.methods.rules.choice import RuleChoice, embedding_names
-from lowmem.methods.rules.lion import Lion
-from lowmem.methods.rules.lionmuon import LionMuon
-from lowmem.methods.rules.muon import Muon
-from lowmem.methods.rules.sgd import Sgd
-from lowmem.methods.rules.signum import Signum
-from lowmem.methods.rules.stosign import StoSign
+from lowmem.methods.rules.build import run_rules
+from lowmem.methods.rules.choice import embedding_names
 from lowmem.methods.zo.build import build_algorithm
 from lowmem.methods.zo.perturb import Perturber
 from lowmem.methods.zo.zeroth_order import ZerothOrder, weight_scales
@@ -85,12 +77,12 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
     parameters = trainable_parameters(model)
     match config.method:
         case GaloreMethod() | GumMethod() | FullMethod(update="in_backward") as method:
-            rules = build_rules(config.optimizer, embedding_names(model, parameters))
+            rules = run_rules(config, embedding_names(model, parameters))
             return layerwise(config, method, model, parameters, rules, prepared)
         case LoraMethod() | FullMethod():
             return FirstOrder(
                 parameters,
-                build_rules(config.optimizer, embedding_names(model, parameters)),
+                run_rules(config, embedding_names(model, parameters)),
                 title=prepared.title,
                 seed=config.seed,
                 max_grad_norm=config.max_grad_norm,
@@ -106,40 +98,3 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
             raise AssertionError("prepare refuses it")
         case _:
             assert_never(config.method)
-
-
-def build_rules(optimizer: optimizers.Optimizer, embeddings: frozenset[str] = frozenset()) -> RuleChoice:
-    """The rule of every parameter; spectral rules leave vectors and `embeddings` to `optimizer.others`."""
-    matrices = build_rule(optimizer)
-    match optimizer:
-        case optimizers.Muon() | optimizers.LionMuon() | optimizers.SignMuon():
-            decay = optimizer.weight_decay
-            others = AdamW(weight_decay=decay) if optimizer.others == "adamw" else Signum(weight_decay=decay)
-            return RuleChoice(matrices, others, embeddings)
-        case _:
-            return RuleChoice(matrices, matrices)
-
-
-def build_rule(optimizer: optimizers.Optimizer) -> Rule:
-    """The rule that `optimizer` names: for every parameter, or of the hidden matrices if it is spectral."""
-    keys = optimizer.model_dump(exclude={"kind", "others"})  # rules and sections share their names
-    match optimizer:
-        case optimizers.AdamW():
-            return AdamW(**keys)
-        case optimizers.Sgd():
-            return Sgd(**keys)
-        case optimizers.Lion():
-            return Lion(**keys)
-        case optimizers.Signum():
-            return Signum(**keys)
-        case optimizers.StoSign():
-            return StoSign(**keys)
-        case optimizers.Muon():
-            return Muon(**keys)
-        case optimizers.LionMuon():
-            return LionMuon(**keys)
-        case optimizers.SignMuon():
-            momentum = keys.pop("momentum")
-            return LionMuon(betas=(momentum, momentum), **keys)
-        case _:
-            assert_never(optimizer)

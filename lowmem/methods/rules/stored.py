@@ -22,7 +22,7 @@ SLAB = 2**22
 
 @dataclass(frozen=True)
 class Stored:
-    """`rule` with floating-point state in `dtype`."""
+    """`rule` with its state in `dtype`, as far as it has the shape of the weight; the rest is small and stays."""
 
     rule: Rule
     dtype: torch.dtype = torch.float32
@@ -33,12 +33,15 @@ class Stored:
         return self.rule.title
 
     def init(self, weight: Tensor) -> dict[str, Tensor]:
-        return {name: tensor.to(self.dtype) for name, tensor in self.rule.init(weight).items()}
+        state = self.rule.init(weight)
+        return {n: tensor.to(self.dtype) if tensor.shape == weight.shape else tensor for n, tensor in state.items()}
 
     def update_(
         self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], *, lr: float, t: int, rounding_key: int
     ) -> None:
-        if not self.elementwise or weight.numel() <= SLAB or weight.dim() < 2:
+        # State of another shape (8-bit codes, sums over rows) cannot be cut here; such rules cut themselves.
+        whole = not self.elementwise or any(tensor.shape != weight.shape for tensor in state.values())
+        if whole or weight.numel() <= SLAB or weight.dim() < 2:
             self._update_(weight, grad, state, lr=lr, t=t, rounding_key=rounding_key)
             return
         rows = max(1, SLAB * weight.shape[0] // weight.numel())
@@ -54,8 +57,10 @@ class Stored:
         if self.dtype == torch.float32:
             self.rule.update_(weight, grad, state, lr=lr, t=t, rounding_key=rounding_key)
             return
-        wide = {name: tensor.float() for name, tensor in state.items()}
+        wide = {name: tensor.float() if tensor.dtype == self.dtype else tensor for name, tensor in state.items()}
         self.rule.update_(weight, grad, wide, lr=lr, t=t, rounding_key=rounding_key)
         for name, tensor in state.items():
-            key = stream_key(rounding_key, 0, 0, name, "state")
-            tensor.copy_(stochastic_round(wide.pop(name), self.dtype, key))
+            value = wide.pop(name)
+            if tensor.dtype == self.dtype:
+                key = stream_key(rounding_key, 0, 0, name, "state")
+                tensor.copy_(stochastic_round(value, self.dtype, key))

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from lowmem.config.optimizer import Optimizer
-from lowmem.methods.build import build_method, build_rules
+from lowmem.errors import ConfigError
+from lowmem.methods.build import build_method
 from lowmem.methods.rules.adamw import AdamW
+from lowmem.methods.rules.build import build_rules
 from lowmem.methods.rules.choice import RuleChoice, embedding_names
 from lowmem.methods.rules.lionmuon import LionMuon
 from lowmem.methods.rules.muon import Muon
@@ -16,11 +18,11 @@ from lowmem.methods.rules.signum import Signum
 from lowmem.models.names import trainable_parameters
 from tests.tiny import run_config, tiny_model
 
-KINDS = ["adamw", "sgd", "lion", "signum", "stosign", "muon", "lionmuon", "signmuon"]
+KINDS = [section.model_fields["kind"].default for section in get_args(get_args(Optimizer)[0])]
 
 
 def built(**keys: Any) -> RuleChoice:
-    return build_rules(TypeAdapter[Any](Optimizer).validate_python(keys))
+    return build_rules(TypeAdapter[Any](Optimizer).validate_python(keys), total_updates=30)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,6 +30,15 @@ def test_every_kind_builds_a_rule_with_the_keys_of_its_section(kind: str) -> Non
     rules = built(kind=kind, weight_decay=0.25)
     for shape in ((3, 2), (3,)):
         assert rules("w", torch.zeros(shape)).weight_decay == 0.25  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["softsignum", "softmuon"])
+def test_rules_that_soften_must_know_how_long_the_run_is(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"optimizer.kind: {kind} softens .* set max_steps"):
+        build_rules(TypeAdapter[Any](Optimizer).validate_python({"kind": kind}))
+    with pytest.raises(ValidationError, match=f"{kind} softens towards the end of the run .* set max_steps"):
+        run_config(optimizer={"kind": kind})
+    assert built(kind=kind).matrices.total_updates == 30  # type: ignore[attr-defined]
 
 
 def test_keys_reach_the_rule() -> None:

@@ -3,13 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lowmem.methods.rules.adafactor import Adafactor
 from lowmem.methods.rules.adamw import AdamW
 from lowmem.methods.rules.base import Rule, assign_
 from lowmem.methods.rules.lion import Lion
 from lowmem.methods.rules.lionmuon import LionMuon
 from lowmem.methods.rules.muon import Muon
+from lowmem.methods.rules.normuon import NorMuon
 from lowmem.methods.rules.sgd import Sgd
 from lowmem.methods.rules.signum import Signum
+from lowmem.methods.rules.softmuon import SoftMuon
+from lowmem.methods.rules.softsignum import SoftSignum
 from lowmem.methods.rules.stosign import StoSign
 
 RULES: list[Rule] = [
@@ -23,6 +27,10 @@ RULES: list[Rule] = [
     Muon(weight_decay=0.1),
     LionMuon(weight_decay=0.1),
     LionMuon(betas=(0.9, 0.9), weight_decay=0.1),
+    NorMuon(weight_decay=0.1),
+    SoftSignum(total_updates=600, weight_decay=0.1),
+    SoftMuon(total_updates=600, weight_decay=0.1),
+    Adafactor(weight_decay=0.1),
 ]
 BYTES_PER_PARAMETER = {
     "AdamW": 8,
@@ -35,7 +43,14 @@ BYTES_PER_PARAMETER = {
     "Muon": 4,
     "LionMuon": 4,
     "SignMuon": 4,
+    "SoftSignum": 4,
+    "SoftMuon": 4,
+    "NorMuon": 4,
+    "Adafactor": 0,
 }
+BYTES_PER_ROW = {"NorMuon": 4, "Adafactor": 4}
+BYTES_PER_COLUMN = {"Adafactor": 4}
+BYTES_PER_TENSOR = {"SoftSignum": 8, "SoftMuon": 8}
 
 
 def walk(rule: Rule, weight: torch.Tensor, steps: int = 10) -> torch.Tensor:
@@ -75,7 +90,10 @@ def test_rule_equals_torchs_optimizer(rule: Rule, oracle: object) -> None:
 def test_state_bytes_equal_the_formula(rule: Rule) -> None:
     weight = torch.zeros(13, 11, dtype=torch.bfloat16)
     nbytes = sum(t.nbytes for t in rule.init(weight).values())
-    assert nbytes == BYTES_PER_PARAMETER[rule.title] * weight.numel()
+    rows, columns, title = 13, 11, rule.title
+    expected = BYTES_PER_PARAMETER[title] * rows * columns + BYTES_PER_TENSOR.get(title, 0)
+    expected += BYTES_PER_ROW.get(title, 0) * rows + BYTES_PER_COLUMN.get(title, 0) * columns
+    assert nbytes == expected
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.title)

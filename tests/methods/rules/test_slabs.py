@@ -4,13 +4,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lowmem.methods.rules.adafactor import Adafactor
 from lowmem.methods.rules.adamw import AdamW
+from lowmem.methods.rules.adamw8bit import AdamW8bit
 from lowmem.methods.rules.base import Rule
 from lowmem.methods.rules.lion import Lion
 from lowmem.methods.rules.muon import Muon
 from lowmem.methods.rules.sgd import Sgd
 from lowmem.methods.rules.signum import Signum
 from lowmem.methods.rules.slabs import SLAB, row_ranges
+from lowmem.methods.rules.softsignum import SoftSignum
 from lowmem.methods.rules.stosign import StoSign
 from lowmem.plan.tracker import LiveBytes
 
@@ -20,6 +23,7 @@ ELEMENTWISE: list[Rule] = [
     Lion(),
     Signum(),
     StoSign(),
+    SoftSignum(total_updates=4, hard_fraction=0.5),
 ]
 
 
@@ -55,6 +59,28 @@ def test_slabs_cover_every_row_once_and_leave_vectors_whole(monkeypatch: pytest.
     assert list(row_ranges(torch.zeros(1000))) == list(row_ranges(torch.zeros(()))) == [(..., 0)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [48, 37])
+def test_slabs_of_8_bit_state_end_where_blocks_end(
+    dtype: torch.dtype, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (600, columns)
+    whole = walk(AdamW8bit(), dtype, shape)
+    monkeypatch.setattr("lowmem.methods.rules.slabs.SLAB", 5000)
+    assert len(list(row_ranges(torch.zeros(shape), multiple=16 if columns == 48 else 256))) > 2
+    parts = walk(AdamW8bit(), dtype, shape)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+
+
+def test_slabs_change_adafactor_by_the_order_of_sums_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = walk(Adafactor(), torch.float32, (23, 37))
+    monkeypatch.setattr("lowmem.methods.rules.slabs.SLAB", 150)
+    parts = walk(Adafactor(), torch.float32, (23, 37))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, parts[name], rtol=1e-5, atol=1e-6)
+
+
 def scratch(rule: Rule, shape: tuple[int, int]) -> int:
     """Bytes that an update needs beyond weight, gradient and state, on fake tensors."""
     tracker = LiveBytes(vocabulary=7)
@@ -67,7 +93,7 @@ def scratch(rule: Rule, shape: tuple[int, int]) -> int:
     return max(peak.nbytes for (phase, _), peak in tracker.places.items() if phase == "update") - before
 
 
-@pytest.mark.parametrize("rule", ELEMENTWISE, ids=lambda rule: rule.title)
+@pytest.mark.parametrize("rule", [*ELEMENTWISE, AdamW8bit(), Adafactor()], ids=lambda rule: rule.title)
 def test_scratch_of_an_update_does_not_grow_with_the_tensor(rule: Rule) -> None:
     small, large = scratch(rule, (4096, 1024)), scratch(rule, (128 * 1024, 4096))
     assert large == pytest.approx(small, rel=0.01)  # but for the numbers of the rows
