@@ -14,16 +14,18 @@ import json
 from collections.abc import Callable
 
 import torch
-from first_order import lora
+from first_order import lora, projected
 from first_order.setting import Comparison, Setting
 
-COMPARISONS: tuple[Callable[[Setting], Comparison], ...] = (lora.compare,)
+COMPARISONS: tuple[Callable[[Setting], Comparison], ...] = (lora.compare, projected.compare)
 QUICK = Setting(layers=2, vocabulary=2000, rows=2, rounds=5)
 FULL = Setting()
 COLUMNS = ["what", "ours", "theirs", "ratio"]
 NOTES = (
     "One thread, CPU time of the process, alternating rounds after two warm-ups. `plain peft` is peft's model with "
-    "its own loss, clipping and torch.optim.AdamW; ours computes the loss in chunks, which recomputes the output head."
+    "its own loss, clipping and torch.optim.AdamW; ours computes the loss in chunks, which recomputes the output head. "
+    f"galore-torch: rank {projected.RANK}, per-layer hooks, no clipping; its SVDs amortised over "
+    f"{projected.PERIOD} steps."
 )
 
 

@@ -35,7 +35,7 @@ def main() -> None:
     for row in [table["columns"], *table["rows"]]:
         print("".join(f"{cell!s:>18}" for cell in row))
     if given.tier != "quick":
-        _record(protocol, keys, [table, _grid(found)])
+        _record(protocol, keys, [table, grid_table(found)])
     print(json.dumps(keys))
 
 
@@ -76,7 +76,8 @@ def summary(protocol: Protocol, found: list[Curve], base: dict[str, float]) -> t
     }
 
 
-def _grid(found: list[Curve]) -> dict[str, Any]:
+def grid_table(found: list[Curve]) -> dict[str, Any]:
+    """Every cell of the grid, a row per task, method and rate."""
     rows = [
         [curve.task, curve.method, f"{rate:g}", *(_number(value) for value in values)]
         for curve in found

@@ -172,6 +172,7 @@ class Run:
 def _config(protocol: Protocol, data: Path, task: str, method: dict[str, Any], rate: float, seed: int) -> RunConfig:
     keys = protocol.settings
     train, held_out = sections(task, data, protocol.folder)
+    adapter = {"lora_r": keys["rank"], "lora_target_modules": keys["target_modules"]} if "rank" in keys else {}
     return RunConfig.model_validate(
         {
             "model": _model(keys["model"]),
@@ -182,7 +183,7 @@ def _config(protocol: Protocol, data: Path, task: str, method: dict[str, Any], r
             "eval_limit": keys["eval_rows"],
             "max_length": keys["tasks"][task]["max_length"],
             "per_device_train_batch_size": keys["tasks"][task]["rows"],
-            "method": method | {"lora_r": keys["rank"], "lora_target_modules": keys["target_modules"]},
+            "method": method | adapter,
             "learning_rate": rate,
             "lr_scheduler_type": "linear",
             "warmup_ratio": 0.05,
