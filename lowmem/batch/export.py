@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from lowmem.batch.task import Task
+from lowmem.batch.task import Task, words_of
 from lowmem.batch.verbs import COMMAND, VERBS
 from lowmem.errors import ConfigError
 
@@ -89,11 +89,7 @@ def _script(task: Task, *, env: bool = True) -> list[str]:
     if task.config is not None:
         argv += [_config_name(task), *job.args]
     else:
-        argv += [str(job.target), *job.sets, *job.args]
-        if verb.output is not None:
-            argv += (
-                [verb.output, job.output_dir] if verb.output.startswith("--") else [f"{verb.output}{job.output_dir}"]
-            )
+        argv += words_of(job)
     command = shlex.join(argv)
     if verb.resumes:
         folder = shlex.quote(str(PurePosixPath(job.output_dir) / "config.yaml"))

@@ -78,6 +78,8 @@ def prepare_folder(task: Task, entry: Entry, attempts: Sequence[Mapping[str, Any
     if verb is None or not verb.resumes:
         if verb is None or verb.output is None:
             folder.mkdir(parents=True, exist_ok=True)
+        elif any(attempt["outcome"] == "done" for attempt in attempts):
+            shutil.rmtree(folder, ignore_errors=True)  # what it made before, which it would refuse to replace
         return
     mine = (folder / CONFIG).is_file() or (folder / SEARCH).is_file()
     if attempts and attempts[-1]["digest"] != task.digest and mine:
@@ -102,21 +104,24 @@ def command_line(task: Task, entry: Entry, attempt: Path) -> list[str]:
         order = dataclasses.replace(task.search, config=str(attempt / CONFIG), folder=entry.folder, cwd=os.getcwd())
         (attempt / SEARCH).write_text(json.dumps(dataclasses.asdict(order)))
         return [sys.executable, "-m", "lowmem.batch.search", str(attempt / SEARCH)]
-    verb, target = VERBS[job.kind], str(job.target)
+    verb = VERBS[job.kind]
     line = [sys.executable, "-m", "lowmem", job.kind]
     if task.config is not None:
         attempt.mkdir(parents=True, exist_ok=True)
         (attempt / CONFIG).write_text(task.config)
         line.append(str(attempt / CONFIG))
     else:
-        line += [target, *job.sets]
-        if verb.output is not None and verb.output.startswith("--"):
-            line += [verb.output, job.output_dir]
-        elif verb.output is not None:
-            line.append(f"{verb.output}{job.output_dir}")
+        line += words_of(job)
     if verb.resumes and (Path(entry.folder) / CONFIG).is_file() and entry.attempts:
         line.append("--resume")
-    return [*line, *job.args, *(["--json"] if verb.json else [])]
+    return [*line, *(job.args if task.config is not None else ()), *(["--json"] if verb.json else [])]
+
+
+def words_of(job: Job) -> list[str]:
+    """What follows a verb that works on a model: the model, changed keys, where to write, options."""
+    output = VERBS[job.kind].output
+    where = [] if output is None else [output, job.output_dir] if output.startswith("--") else [output + job.output_dir]
+    return [str(job.target), *job.sets, *where, *job.args]
 
 
 def stdout_of(job: Job) -> str | None:

@@ -14,7 +14,7 @@ from lowmem.batch.engine import Engine, LocalEngine
 from lowmem.batch.ledger import Entry, Ledger
 from lowmem.batch.runner import Runner, Watch
 from lowmem.batch.spec import BatchFile, load_batch
-from lowmem.batch.task import Task
+from lowmem.batch.task import Task, words_of
 from lowmem.batch.verbs import COMMAND
 from lowmem.config.explain import did_you_mean
 from lowmem.errors import BudgetError, ConfigError
@@ -70,7 +70,8 @@ def _check_all(tasks: dict[str, Task], check: Check) -> None:
         if job.kind == COMMAND:
             continue
         try:
-            check([job.kind, str(job.target), *(job.sets if task.config is None else ()), *job.args])
+            words = words_of(job) if task.config is None else [str(job.target), *job.args]
+            check([job.kind, *words])
         except ConfigError as error:
             problems.append(f"{job.name}: {error}")
     if problems:

@@ -134,6 +134,22 @@ def test_training_goes_on_where_it_was_and_a_changed_run_starts_afresh(tmp_path:
     assert "--resume" not in command_line(task, fresh, tmp_path / "attempt"), "a folder that is not ours is refused"
 
 
+def test_a_verb_that_writes_a_folder_is_told_which_and_replaces_only_its_own(tmp_path: Path) -> None:
+    text = "jobs:\n  t: {train: tiny-demo, memory: 1MiB}\n  m: {merge: '${jobs.t.output_dir}', args: {dtype: fp32}}"
+    task = prepared(tmp_path, text).tasks["m"]
+    folder = tmp_path / "runs/jobs/m"
+    waiting = entry("m", folder=str(folder))
+    words = ["merge", "runs/jobs/t", "--output", "runs/jobs/m", "--dtype", "fp32", "--json"]
+    assert command_line(task, waiting, tmp_path / "attempt")[3:] == words
+    folder.mkdir(parents=True)
+    prepare_folder(task, waiting, [{"digest": task.digest, "outcome": "failed"}])
+    assert folder.is_dir(), "it may be somebody else's"
+    prepare_folder(
+        task, waiting, [{"digest": "before", "outcome": "done"}, {"digest": task.digest, "outcome": "failed"}]
+    )
+    assert not folder.exists()
+
+
 def test_names_patterns_and_tags_choose_jobs() -> None:
     entries = [entry("tune-a", tags=("quick",)), entry("tune-b"), entry("check")]
     assert [e.name for e in batch.select(entries, ["tune-*"])] == ["tune-a", "tune-b"]
