@@ -89,7 +89,7 @@ def _summary(simulation: Simulation) -> Prediction:
 
 def _line(low: Simulation, high: Simulation, depths: tuple[int, int], layers: int) -> Simulation:
     def value(at_low: int, at_high: int) -> int:
-        return _extend(at_low, at_high, depths, layers)
+        return value_at(at_low, at_high, depths, layers)
 
     places = {
         place: _peak_at(low.places[place], peak, depths, layers)
@@ -106,10 +106,12 @@ def _line(low: Simulation, high: Simulation, depths: tuple[int, int], layers: in
 
 def _peak_at(low: Peak, high: Peak, at: tuple[int, int], where: int) -> Peak:
     names = {**low.components, **high.components}
-    components = {name: _extend(low.components.get(name, 0), high.components.get(name, 0), at, where) for name in names}
-    return Peak(_extend(low.nbytes, high.nbytes, at, where), {name: n for name, n in components.items() if n > 0})
+    components = {
+        name: value_at(low.components.get(name, 0), high.components.get(name, 0), at, where) for name in names
+    }
+    return Peak(value_at(low.nbytes, high.nbytes, at, where), {name: n for name, n in components.items() if n > 0})
 
 
-def _extend(low: int, high: int, at: tuple[int, int], where: int) -> int:
+def value_at(low: int, high: int, at: tuple[int, int], where: int) -> int:
     """The straight line through (at[0], low) and (at[1], high), at `where`."""
     return round(high + (high - low) * (where - at[1]) / (at[1] - at[0]))

@@ -106,6 +106,15 @@ def fake_run(config: RunConfig, shape: PretrainedConfig, tracker: LiveBytes) -> 
     return FakeRun(mode, model, method, parameters, sum(t.numel() for t in method.trainable.values()))
 
 
+def fake_model(config: RunConfig, shape: PretrainedConfig) -> tuple[FakeTensorMode, PreTrainedModel]:
+    """A model of `shape` for inference only, with the mode that its fake tensors live in."""
+    model = _meta_model(config, shape)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        _replace_tensors(model, config.quantization)
+    return mode, model
+
+
 def _plannable(config: RunConfig) -> RunConfig:
     """`config` with adapters initialised plainly: other ways read the weights, which a plan does not have."""
     match config.method:

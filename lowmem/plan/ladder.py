@@ -79,8 +79,12 @@ def rungs(config: RunConfig) -> tuple[Rung, ...]:
     if isinstance(method, AutoMethod):
         lora["lora_r"] = method.lora_r
     zo = method.model_dump(mode="json") if isinstance(method, ZoMethod) else {"kind": "zo"}
-    on_adapter = zo | {"train_adapter": zo.get("train_adapter") or lora}
-    whole = zo | {"train_adapter": None}
+    if config.effective_batch_size == 1 and zo.get("algorithm", "adanaged") == "adanaged":
+        zo["step_rule"] = "parameter_free"  # one example shows no noise
+    on_adapter = zo | {"train": "weights", "train_adapter": zo.get("train_adapter") or lora}
+    whole = zo | {"train": "weights", "train_adapter": None}
+    own_base = config.quantization.model_dump(mode="json")
+    scaled = [own_base] if zo.get("train") == "scales" and own_base["kind"] != "none" else []  # only where asked for
     plain, int8 = {"kind": "none"}, {"kind": "int8"}
     nf4 = config.quantization.model_dump(mode="json") if config.quantization.kind == "nf4" else {"kind": "nf4"}
     optimizer = config.optimizer.model_dump(mode="json")
@@ -101,6 +105,7 @@ def rungs(config: RunConfig) -> tuple[Rung, ...]:
         Rung("zo", 6, _keys(whole, plain, optimizer), prompted),
         Rung("zo on lora", 6, _keys(on_adapter, plain, optimizer), prompted),
         Rung("zo on lora on nf4", 7, _keys(on_adapter, nf4, optimizer), prompted),
+        *(Rung(f"zo on the scales of {base['kind']}", 7, _keys(zo, base, optimizer), prompted) for base in scaled),
     ]
     clips = config.max_grad_norm is not None
     return tuple(sorted((replace(rung, clips=clips) for rung in ladder), key=lambda rung: rung.tier))

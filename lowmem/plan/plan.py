@@ -44,7 +44,9 @@ def work_of(config: RunConfig, examples: int, *, tokens: int | None = None) -> W
     packed = all(isinstance(data, TextData) for data in config.dataset)
     options = 2 if task else None
     evaluated = BatchShape(config.per_device_eval_batch_size, length, options) if config.eval_dataset else None
-    return Work(BatchShape(examples, length, options, packed=packed), evaluated, _generation(config))
+    several = examples < config.effective_batch_size  # then gradients lie beside the next micro-batch's activations
+    batch = BatchShape(examples, length, options, packed=packed)
+    return Work(batch, evaluated, _generation(config), micro_batches=2 if several else 1)
 
 
 def _generation(config: RunConfig) -> GenerationShape | None:
