@@ -68,8 +68,8 @@ def require_room(bill: ServingBill, budget: int) -> None:
     raise BudgetError(
         f"serving {bill.slots} requests of {bill.context} tokens needs {format_bytes(bill.total)} of "
         f"{format_bytes(budget)}: weights {format_bytes(bill.weights)}, KV cache ({bill.kv_dtype}) "
-        f"{format_bytes(bill.cache)}, at work {format_bytes(bill.peak - bill.weights - bill.cache)}; {advice}, or lower "
-        "--slots or --context, or store the cache as int8 or int4"
+        f"{format_bytes(bill.cache)}, at work {format_bytes(bill.peak - bill.weights - bill.cache)}; {advice}, or "
+        "lower --slots or --context, or store the cache as int8 or int4"
     )
 
 
