@@ -106,7 +106,13 @@ _DTYPES = {
     "torch.float32": "fp32",
 }
 _SCHEDULERS = {"constant_with_warmup": "constant", "cosine_with_warmup": "cosine"}
-_OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw"}
+_OPTIMIZERS = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_8bit": "adamw8bit",
+    "adamw_bnb_8bit": "adamw8bit",
+}
 METHODS: dict[str, dict[str, str]] = {
     "mezo": {"kind": "zo", "algorithm": "mezo"},
     "adanaged": {"kind": "zo", "algorithm": "adanaged"},

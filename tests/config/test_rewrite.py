@@ -11,7 +11,7 @@ from lowmem.config.explain import VARIANTS
 from lowmem.config.generation import GenerationConfig
 from lowmem.config.load import LoadedRun, load_run
 from lowmem.config.method import FullMethod, LoraMethod, ZoMethod
-from lowmem.config.optimizer import AdamW
+from lowmem.config.optimizer import AdamW, AdamW8bit
 from lowmem.config.quantization import Int8, Nf4, NoQuantization
 from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError
@@ -79,6 +79,7 @@ def test_no_alias_hides_a_key() -> None:
         (MODEL + DATA + "lora_target_linear: true", "method", LoraMethod()),
         (MODEL + DATA + "weight_decay: 0.1", "optimizer", AdamW(weight_decay=0.1)),
         (MODEL + DATA + "optim: adamw_torch\nweight_decay: 0.1", "optimizer", AdamW(weight_decay=0.1)),
+        (MODEL + DATA + "optim: adamw_bnb_8bit", "optimizer", AdamW8bit()),
         (MODEL + DATA + "lr_scheduler: constant_with_warmup", "lr_scheduler_type", "constant"),
         (MODEL + DATA + "temperature: 0.5", "generation", GenerationConfig(temperature=0.5)),
         (MODEL + "dataset: {path: a, type: sharegpt}", "dataset", (MessagesData(path="a"),)),

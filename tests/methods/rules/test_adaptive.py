@@ -14,6 +14,7 @@ from lowmem.methods.rules.base import Rule
 from lowmem.methods.rules.blocks import BLOCK, SIGNED, UNSIGNED, Codec
 from lowmem.methods.rules.muon import Muon
 from lowmem.methods.rules.normuon import NorMuon
+from lowmem.methods.rules.stored import Stored
 
 
 def gradient(t: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -137,3 +138,12 @@ def test_normuon_remembers_the_size_of_its_rows() -> None:
         expected = 0.5 * expected + 0.5 * direction.square().mean(dim=1)
         rule.update_(weight, gradient(t, shape), state, lr=1.0, t=t, rounding_key=0)
     torch.testing.assert_close(state["row_sq"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [AdamW8bit(), Adafactor()], ids=lambda rule: rule.title)
+def test_state_of_another_shape_than_the_weight_is_left_as_it_is_by_a_smaller_dtype(
+    rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowmem.methods.rules.stored.SLAB", 1000)
+    stored = walk(Stored(rule, torch.bfloat16, elementwise=True), (96, 64), lr=0.01)
+    torch.testing.assert_close(stored, walk(rule, (96, 64), lr=0.01), rtol=0, atol=0)
