@@ -38,7 +38,9 @@ times are ratios or belong to the machine named beside them.
 - The kernels' bandwidth goals on AVX-512 (this machine has AVX2 only; the AVX-512 code was checked by emulation).
 - Zeroth order against a tuned MeZO: AdaNAGED-R's run below is one seed, recorded as it fell, and no comparison.
 - OPT weights, 7B weights, hub downloads: no hub is reachable from the development machines.
-- Plans of generation during evaluation (its KV cache), of quantization and of serving.
+- Speed of a zeroth-order step on OPT-1.3B's shape, and anything in bf16 on a CPU with bf16 instructions: this machine has none.
+- Plans of quantization; quality of the quantized models: the parts exist and are tested, no real model was quantized yet.
+- Loop rescue on a model that truly loops: the detector and the policy are tested on written texts and scripted models only.
 """
 
 
