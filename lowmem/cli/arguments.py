@@ -35,6 +35,16 @@ TopK = Annotated[
     int | None, typer.Option(min=0, help="Keep this many likeliest tokens; 0 keeps all. [default: the run's]")
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
+OnLoop = Annotated[
+    str | None,
+    typer.Option(
+        metavar="continue|stop|rescue",
+        help="What happens to an answer that repeats itself or never ends its thinking. [default: the run's]",
+    ),
+]
+ThinkingBudget = Annotated[
+    int | None, typer.Option(min=1, help="Tokens after which thinking is closed. [default: the run's]")
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the sampling. [default: the run's]")]
 
 
@@ -71,8 +81,9 @@ def generation(base: GenerationConfig, **given: object) -> GenerationConfig:
 
 def check_dtype(dtype: str | None) -> DtypeName | None:
     """`dtype` again. Raises `typer.BadParameter` for anything but fp32, bf16, fp16 and None."""
-    if dtype is None or dtype == "fp32" or dtype == "bf16" or dtype == "fp16":
-        return dtype
+    known: dict[str, DtypeName] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    if dtype is None or dtype in known:
+        return None if dtype is None else known[dtype]
     raise typer.BadParameter(f"{dtype!r} is not a dtype; use fp32, bf16 or fp16", param_hint="--dtype")
 
 

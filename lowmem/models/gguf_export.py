@@ -89,7 +89,9 @@ def _write_shape(writer: Any, model: PreTrainedModel) -> None:
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> dict[str, Any]:
     """Tokens by id, their types and the merges. Raises `FormatError` for anything but byte-level BPE."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    plain = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "no fast tokenizer"}}
+    plain: dict[str, Any] = (
+        json.loads(backend.to_str()) if backend is not None else {"model": {"type": "no fast tokenizer"}}
+    )
     if plain["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(plain.get("pre_tokenizer")):
         raise FormatError(
             f"the tokenizer is {plain['model']['type']}, not byte-level BPE, and is not exported to GGUF; use --to hf"
