@@ -70,7 +70,8 @@ class WholeUpdate:
     def norm(self) -> Tensor:
         if self._grad is None:
             return torch.zeros((), dtype=torch.float32, device=self._weight.device)
-        return self._grad.norm(dtype=torch.float32)
+        norm: Tensor = self._grad.norm(dtype=torch.float32)
+        return norm
 
     def apply_(self, *, factor: float, lr: float, update: int, key: int) -> None:
         grad, self._grad = self._grad, None

@@ -242,6 +242,15 @@ def test_the_peak_holds_the_gradients_of_one_layer_and_not_of_all(method: dict[s
     assert inside.bills["backward"].nbytes - every - state <= 2 * layer + tied + 2**18  # the random words of a sketch
 
 
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor", "muon", "lion"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_any_rule_works_inside_the_view(optimizer: str, dtype: str) -> None:
+    start = {name: tensor.detach() for name, tensor in tiny_model("llama").named_parameters()}
+    after = trained(GALORE | {"state_dtype": dtype}, optimizer={"kind": optimizer}, steps=7)
+    assert all(torch.isfinite(weight).all() for weight in after.values())
+    assert all(not torch.equal(weight, start[name]) for name, weight in after.items())
+
+
 def test_nothing_to_train_is_refused() -> None:
     keys: dict[str, Any] = {"title": "", "seed": 0, "clipping": "none", "max_grad_norm": None}
     with pytest.raises(ConfigError, match="nothing to train"):

@@ -55,7 +55,8 @@ def leading_basis(sketch: Tensor, rank: int) -> Tensor:
     """
     q, r = torch.linalg.qr(sketch)
     u, _, _ = torch.linalg.svd(r, full_matrices=False)
-    return q @ u[:, :rank]
+    leading: Tensor = q @ u[:, :rank]
+    return leading
 
 
 def basis_error(basis: Tensor) -> Tensor:

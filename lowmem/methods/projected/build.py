@@ -17,14 +17,21 @@ from lowmem.methods.projected.draw import Draw, layer_of
 from lowmem.methods.projected.galore import galore_branches
 from lowmem.methods.projected.gum import gum_branches
 from lowmem.methods.projected.matrix import ProjectedMatrix, Projection
+from lowmem.methods.rules.adamw import AdamW
 from lowmem.methods.rules.choice import RuleChoice, embedding_names
+from lowmem.methods.rules.lion import Lion
+from lowmem.methods.rules.sgd import Sgd
+from lowmem.methods.rules.signum import Signum
 from lowmem.methods.rules.stored import Stored
+from lowmem.methods.rules.stosign import StoSign
 from lowmem.methods.tensor_update import TensorUpdate, WholeUpdate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ELEMENTWISE = (AdamW, Lion, Sgd, Signum, StoSign)
+"""Rules for which a row of a matrix is updated as it would be alone."""
 
 
 def layerwise(
@@ -85,7 +92,7 @@ def projected_updates(
     """One update per parameter, in order; embeddings and vectors take the rule that `rules` has for them."""
     dtype = STATE_DTYPES[method.state_dtype]
     shared = _projection(config, method, rules, _draw(config, method, matrices, parameters))
-    others = Stored(rules.others, dtype, elementwise=True)
+    others = Stored(rules.others, dtype, elementwise=isinstance(rules.others, ELEMENTWISE))
 
     def update(name: str, parameter: Tensor) -> TensorUpdate:
         if name not in matrices:

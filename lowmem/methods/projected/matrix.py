@@ -105,7 +105,8 @@ class ProjectedMatrix:
     def norm(self) -> Tensor:
         if self._gathered is None:
             return torch.zeros((), dtype=torch.float32, device=self._weight.device)
-        return self._gathered.norm(dtype=torch.float32)
+        norm: Tensor = self._gathered.norm(dtype=torch.float32)
+        return norm
 
     def apply_(self, *, factor: float, lr: float, update: int, key: int) -> None:
         gathered, self._gathered = self._gathered, None
@@ -170,7 +171,9 @@ class ProjectedMatrix:
         """The same for every micro-batch of an update."""
         key = stream_key(self._shared.seed, self._update, 0, self._name, "sketch")
         width = min(self._rank + OVERSAMPLING, self._short)
-        momentum = None if self._full or self._update == 0 else self._slots.get("exp_avg")
+        average = self._slots.get("exp_avg")  # not every rule keeps one, and some keep it as codes
+        readable = average is not None and average.is_floating_point() and average.shape == (self._rank, self._long)
+        momentum = average if readable and self._update > 0 and not self._full else None
         return sketch_matrix(momentum, long=self._long, width=width, key=key, device=self._weight.device)
 
     def _take_basis(self, key: int) -> None:
