@@ -10,7 +10,22 @@ import typer
 from typer.core import TyperGroup
 
 import lowmem
-from lowmem.cli import batch, chat, demo, doctor, evaluate, export, generate, init, merge, plan, render, report, train
+from lowmem.cli import (
+    batch,
+    chat,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    init,
+    merge,
+    plan,
+    render,
+    report,
+    serve,
+    train,
+)
 from lowmem.errors import LowmemError
 
 INTERRUPTED = 130
@@ -71,6 +86,7 @@ app.command("train", cls=train.Command)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("merge")(merge.merge)
 app.command("export")(export.export)
 app.command("report")(report.report)

@@ -12,9 +12,11 @@ from lowmem.cli import render
 from lowmem.cli.arguments import (
     Device,
     MaxNewTokens,
+    OnLoop,
     Seed,
     Target,
     Temperature,
+    ThinkingBudget,
     TopK,
     TopP,
     check_device,
@@ -37,6 +39,8 @@ def chat(
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
+    on_loop: OnLoop = None,
+    thinking_budget: ThinkingBudget = None,
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
@@ -54,6 +58,8 @@ def chat(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        on_loop=on_loop,
+        thinking_token_budget=thinking_budget,
         seed=seed,
     )
     _talk(Conversation(generator, settings))

@@ -12,10 +12,12 @@ from lowmem.cli import render
 from lowmem.cli.arguments import (
     Device,
     MaxNewTokens,
+    OnLoop,
     Seed,
     Stop,
     Target,
     Temperature,
+    ThinkingBudget,
     TopK,
     TopP,
     check_device,
@@ -43,6 +45,8 @@ def generate(
     top_p: TopP = None,
     top_k: TopK = None,
     stop: Stop = None,
+    on_loop: OnLoop = None,
+    thinking_budget: ThinkingBudget = None,
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
@@ -63,6 +67,8 @@ def generate(
             top_p=top_p,
             top_k=top_k,
             stop=stop,
+            on_loop=on_loop,
+            thinking_token_budget=thinking_budget,
             seed=seed,
         )
         if input is not None and output is not None:

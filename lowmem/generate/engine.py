@@ -23,6 +23,7 @@ from lowmem.generate.generation import Generation, Request
 from lowmem.generate.hesitation import hesitation_tokens
 from lowmem.generate.loops.base import Loop
 from lowmem.generate.loops.detector import LoopDetector
+from lowmem.generate.loops.tail import TailRule
 from lowmem.generate.rescue import Ask, Commit, FallBack, Reason, Rescue, Trace, decide, ends_sentence
 from lowmem.generate.sampling import choose_token
 from lowmem.generate.tokens import TokenTexts, end_tokens
@@ -101,11 +102,18 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens and a request {self._slots.context} with its answer"
                 f"{with_rescue}; shorten the prompt to {self._slots.context - extra - 1} tokens or fewer"
             )
-        detector = None if config.on_loop == "continue" else LoopDetector(self._texts)
+        detector = None if config.on_loop == "continue" else self._detector(request)
         limit = min(config.max_new_tokens, room - extra)
         generation = Generation(request, self._tokenizer, ends=self._ends, limit=limit, detector=detector)
         self._waiting.append(generation)
         return generation
+
+    def _detector(self, request: Request) -> LoopDetector:
+        asked = request.repetition
+        if asked is None:
+            return LoopDetector(self._texts)
+        rule = TailRule(count=asked.count, longest=asked.longest, shortest=asked.shortest, tokens=1)
+        return LoopDetector(self._texts, rules=(), own=(rule,))
 
     def cancel(self, generation: Generation) -> None:
         """The request leaves, running or waiting; its slot is free."""

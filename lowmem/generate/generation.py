@@ -23,12 +23,23 @@ FinishReason = Literal["stop", "length", "repetition"]
 
 
 @dataclass(frozen=True)
+class Repetition:
+    """A loop: `count` copies in a row of a block of `shortest` to `longest` tokens (vLLM's `repetition_detection`)."""
+
+    count: int
+    shortest: int
+    longest: int
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked: a prompt in tokens (at least one) and how to answer it."""
 
     prompt: tuple[int, ...]
     config: GenerationConfig
     seed: int
+    repetition: Repetition | None = None
+    """What counts as a loop; None: what `LoopDetector` notices by itself."""
 
 
 @dataclass

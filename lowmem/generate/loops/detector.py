@@ -34,9 +34,11 @@ RULES: tuple[RuleName, ...] = ("ngram", "long", "tail", "counter", "novelty", "r
 
 
 class LoopDetector:
-    """One sequence's rules and history. Not shared between sequences."""
+    """One sequence's rules and history. Not shared between sequences. `own`: rules beside the named ones."""
 
-    def __init__(self, text_of: Callable[[int], str], *, rules: Sequence[RuleName] = RULES) -> None:
+    def __init__(
+        self, text_of: Callable[[int], str], *, rules: Sequence[RuleName] = RULES, own: Sequence[Rule] = ()
+    ) -> None:
         makers: dict[RuleName, Callable[[], Rule]] = {
             "ngram": NGramRule,
             "long": lambda: NGramRule(n=40, count=3, window=8192, name="long"),
@@ -44,7 +46,7 @@ class LoopDetector:
             "counter": lambda: CounterRule(text_of),
             "novelty": NoveltyRule,
         }
-        self._rules = [makers[name]() for name in rules if name != "restated"]
+        self._rules = [*(makers[name]() for name in rules if name != "restated"), *own]
         self._restated = RestatedRule() if "restated" in rules else None
         self._tokens: list[int] = []
         self._contexts = [TextContext()]
