@@ -1,4 +1,4 @@
-"""GUM against GaLore at equal memory on Wikipedia articles, as `protocols/gum.yaml` fixes it.
+"""GUM against GaLore at equal memory on written instructions, as `protocols/gum.yaml` fixes it.
 
     python examples/compare_gum.py --tier session    # docs/results/compare_gum.json
     python examples/compare_gum.py --quick           # shows that it runs; writes nothing
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=["quick", "session", "full"], default="session")
     parser.add_argument("--quick", action="store_const", const="quick", dest="tier", help="the same as --tier quick")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder with wikitext2/")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder with instructions/")
     given = parser.parse_args()
     os.chdir(ROOT)
     protocol = open_protocol("gum", given.tier)
