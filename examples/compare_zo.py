@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,11 @@ class Outcome:
         return math.fsum(means) > STANDARD_ERRORS * math.fsum(errors)
 
 
-def compare(protocol: Protocol, task: str) -> Outcome:
-    """All cells of `task`: the grid first, on the first seed, then every method on every seed."""
+def compare(protocol: Protocol, task: str, *, deadline: float = math.inf) -> Outcome:
+    """All cells of `task`: the grid first, on the first seed, then every method on every seed.
+
+    Raises `SystemExit` before the first missing cell after `deadline` (monotonic seconds).
+    """
     settings = protocol.settings
     shared = {"train_rows", "eval_rows"} & settings.keys()
     keys = {key: settings[key] for key in shared} | settings["tasks"][task]
@@ -62,6 +66,8 @@ def compare(protocol: Protocol, task: str) -> Outcome:
 
     def cell(method: str, rate: float | None, seed: int) -> dict[str, Any]:
         def compute() -> dict[str, Any]:
+            if time.monotonic() > deadline:
+                raise SystemExit("out of --minutes; the same command goes on from here")
             work = cache_folder() / "compare-zo"
             found = run(setting, settings["methods"][method], rate=rate, seed=seed, forwards=forwards, work=work)
             print(f"{task:22}{method:12}{rate or '':<8}{seed}  {found['after']}", flush=True)
@@ -150,11 +156,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=["quick", "session", "full"], default="session")
     parser.add_argument("--quick", action="store_const", const="quick", dest="tier", help="the same as --tier quick")
+    parser.add_argument("--only", metavar="TASK", help="compute this task's cells and stop: tasks in several processes")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further cell after this time")
     given = parser.parse_args()
+    deadline = time.monotonic() + 60 * given.minutes
     os.chdir(ROOT)
     torch.set_num_threads(1)
     protocol = open_protocol("zo", given.tier)
-    keys, tables = summary([compare(protocol, task) for task in protocol.settings["tasks"]])
+    if given.only:
+        compare(protocol, given.only, deadline=deadline)
+        return
+    keys, tables = summary([compare(protocol, task, deadline=deadline) for task in protocol.settings["tasks"]])
     for row in [tables[0]["columns"], *tables[0]["rows"]]:
         print("".join(f"{cell!s:>22}" for cell in row))
     if given.tier != "quick":

@@ -91,7 +91,7 @@ IN_SECTION = {
 }
 IN_SECTION["eval_dataset"] = IN_SECTION["dataset"]
 
-OWN_KEYS = {("method", "gum"): ("rank",), ("method", "galore"): ("rank",)}
+OWN_KEYS = {("method", "gum"): ("rank",), ("method", "galore"): ("rank",), ("method", "zo"): ("rank",)}
 """By section and kind: keys that mean themselves there and are aliases elsewhere."""
 
 _DTYPES = {

@@ -142,8 +142,15 @@ class GumMethod(ProjectedMethod):
     """Newton-Schulz iterations: more = singular values more equal, slower."""
 
 
-ZoAlgorithm = Literal["adanaged", "mezo", "meazo", "fzoo"]
-_ZO_KEYS: dict[str, tuple[ZoAlgorithm, ...]] = {"probes": ("fzoo",)}
+ZoAlgorithm = Literal["adanaged", "mezo", "meazo", "fzoo", "zo_sign", "zo_muon", "lozo"]
+_ZO_HISTORY: tuple[ZoAlgorithm, ...] = ("zo_sign", "zo_muon", "lozo")
+_ZO_KEYS: dict[str, tuple[ZoAlgorithm, ...]] = {
+    "probes": ("fzoo", "zo_muon"),
+    "rank": ("zo_muon", "lozo"),
+    "momentum": _ZO_HISTORY,
+    "history": _ZO_HISTORY,
+    "top_k": ("zo_muon",),
+}
 """Keys that are None where an algorithm has no use for them, and the algorithms that have."""
 
 
@@ -152,13 +159,22 @@ class ZoMethod(Section):
 
     kind: Literal["zo"] = "zo"
     algorithm: ZoAlgorithm = "adanaged"
-    """`adanaged` needs no learning rate (AdaNAGED-R, our reconstruction); `mezo` is two-sided SPSA; the others divide
-    by the losses' spread (`fzoo`) or a running slope (`meazo`): their learning rate is a step's length per weight."""
+    """`adanaged` needs no learning rate (AdaNAGED-R, our reconstruction); `mezo` is two-sided SPSA, `lozo` the same
+    along low-rank directions with momentum; the others need a step's length per weight: `fzoo` and `meazo` divide by
+    the losses' spread or a running slope, `zo_sign` and `zo_muon` take the sign, per weight or per singular value."""
     direction: Literal["rademacher", "gaussian"] = "rademacher"
     zo_eps: PositiveFloat | None = None
     """Probing radius, default 1e-3. `adanaged` adapts it: setting it there is an error."""
     probes: Annotated[int, Field(ge=2)] | None = None
-    """`fzoo`: probes per step, default 8. More = calmer and costlier steps."""
+    """`fzoo` (default 8) and `zo_muon` (default 4): probes per step. More = calmer and costlier steps."""
+    rank: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """`zo_muon` (default 8) and `lozo` (default 4): rank of the directions, instead of `direction`."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """`zo_sign`, `zo_muon`, `lozo`: weight of the past in the average of slopes, default 0.9. It takes no memory."""
+    history: PositiveInt | None = None
+    """`zo_sign`, `zo_muon`, `lozo`: steps in that average, default 16. More = slower updates."""
+    top_k: PositiveInt | None = None
+    """`zo_muon`: only this many singular directions move; the rest is mostly noise. Default: all."""
     step_rule: Literal["parameter_free", "snr"] = "snr"
     """Step size of `adanaged`: signal-to-noise over curvature, or distance/curvature as in ALIAS."""
     probe_period: PositiveInt = 10
@@ -184,6 +200,11 @@ class ZoMethod(Section):
     def parameter_free(self) -> bool:
         """True where `learning_rate` must not be set: the schedule is a dimensionless factor."""
         return self.algorithm == "adanaged"
+
+    @property
+    def measures_noise(self) -> bool:
+        """True where a step needs the spread over at least two examples."""
+        return self.algorithm == "adanaged" and self.step_rule == "snr"
 
 
 class AutoMethod(Section):

@@ -40,6 +40,7 @@ FULL_LEARNING_RATE = 2e-5  # a tenth of LoRA's: "LoRA without regret"
 GALORE_LEARNING_RATE = 8e-5  # times the default scale of 0.25: full finetuning's
 MEZO_LEARNING_RATE = 1e-6  # MeZO's grid for full weights is {1e-6, 1e-7} (arXiv 2305.17333)
 MEZO_ADAPTER_LEARNING_RATE = 5e-5
+ZO_SIGN_LENGTH = 1e-4  # its steps agree with each other for as long as the history lasts
 ZO_STEP_LENGTH = 1e-3  # per weight, of the algorithms that divide by a slope; larger models want less
 
 
@@ -178,8 +179,10 @@ class RunConfig(Section):
         match self.method:
             case ZoMethod(parameter_free=True):
                 return 1.0
-            case ZoMethod(train_adapter=adapter, algorithm="mezo"):
+            case ZoMethod(train_adapter=adapter, algorithm="mezo" | "lozo"):
                 default = MEZO_LEARNING_RATE if adapter is None else MEZO_ADAPTER_LEARNING_RATE
+            case ZoMethod(algorithm="zo_sign"):
+                default = ZO_SIGN_LENGTH
             case ZoMethod():
                 default = ZO_STEP_LENGTH
             case LorsumMethod():

@@ -26,7 +26,7 @@ from lowmem.methods.prepared import Prepared
 from lowmem.methods.projected.build import layerwise, whole_title
 from lowmem.methods.rules.build import run_rules
 from lowmem.methods.rules.choice import embedding_names
-from lowmem.methods.zo.build import build_algorithm
+from lowmem.methods.zo.build import build_algorithm, direction_kind
 from lowmem.methods.zo.perturb import Perturber
 from lowmem.methods.zo.zeroth_order import ZerothOrder, weight_scales
 from lowmem.models.names import trainable_parameters
@@ -91,7 +91,7 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
         case LorsumMethod() | LoraMuonMethod() as method:
             return pair_descent(config, method, model, parameters, prepared)
         case ZoMethod() as method:
-            perturber = Perturber(model, parameters, seed=config.seed, kind=method.direction)
+            perturber = Perturber(model, parameters, seed=config.seed, kind=direction_kind(method))
             algorithm = build_algorithm(method, weight_scales(parameters))
             return ZerothOrder(perturber, algorithm, kind_title=prepared.title, exporter=prepared.exporter)
         case AutoMethod():

@@ -34,8 +34,8 @@ class ToyRun:
             return Evaluation(tuple(map(float, values)), (1.0,) * len(values))
 
         move = self.algorithm.step(evaluate, lr=lr, step=step)
-        for direction, coef in move.terms:
-            self.x = self.x - coef * rademacher(direction, self.x.size)
+        total = sum((coef * rademacher(direction, self.x.size) for direction, coef in move.terms), 0 * self.x)
+        self.x = self.x - (total if move.form is None else move.form.length * np.sign(total))
         return move
 
 

@@ -26,8 +26,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora, checkpointing": {"method": {"kind": "lora"}, "gradient_checkpointing": True},
     "full, checkpointing": {"method": {"kind": "full"}, "gradient_checkpointing": True},
     "mezo": {"method": {"kind": "zo", "algorithm": "mezo"}},
-    "adanaged": {"method": {"kind": "zo"}},
+    "adanaged": {"method": {"kind": "zo", "step_rule": "parameter_free"}},
     "snr": {"method": {"kind": "zo", "step_rule": "snr"}},
+    "fzoo": {"method": {"kind": "zo", "algorithm": "fzoo"}},
+    "zo_sign": {"method": {"kind": "zo", "algorithm": "zo_sign"}},
+    "zo_muon": {"method": {"kind": "zo", "algorithm": "zo_muon", "top_k": 2}},
+    "lozo": {"method": {"kind": "zo", "algorithm": "lozo"}},
     "zo on lora": {"method": {"kind": "zo", "train_adapter": {"kind": "lora"}}},
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lowmem.methods.zo.form import Form
 from lowmem.methods.zo.perturb import Direction
 
 
@@ -47,13 +48,15 @@ class Scales:
 
 @dataclass(frozen=True)
 class Move:
-    """The outcome of one step: `x <- x - sum coef z(direction)`. No terms when `skipped`."""
+    """The outcome of one step: `x <- x - sum coef z(direction)`, or what `form` makes of that sum. No terms when
+    `skipped`. Terms may name directions of earlier steps: they are drawn again."""
 
     loss: float
     terms: tuple[tuple[Direction, float], ...]
     forwards: int
     details: dict[str, float] = field(default_factory=dict)
     skipped: bool = False
+    form: Form | None = None
 
 
 class Algorithm(Protocol):

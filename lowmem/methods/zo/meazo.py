@@ -8,8 +8,9 @@ Directions of zeroth-order methods are isotropic, so that Adam's per-weight seco
 information: this is that number. `lr` is the length of a typical step per weight, in the weights' units: scaling the
 loss changes nothing (tested), scaling the weights asks for another rate. Two forwards a step, one scalar of state.
 
-Source: arXiv 2605.03869, of which the abstract was read ("one scalar second moment matches ZO-Adam"): a reconstruction.
-Ours clips |rho| / sqrt(v^) at `CLIP`, without which one outlier of a young average takes a step of any length.
+Source: arXiv 2605.03869, of which the abstract was read ("one scalar second moment matches ZO-Adam"): a
+reconstruction. Ours clips |rho| / sqrt(v^) at `CLIP`, without which one outlier of a young average takes a step of any
+length.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_leaves
 
 from lowmem.errors import FormatError
 from lowmem.kernels.dispatch import perturbed, replay_
+from lowmem.kernels.noise import Kind
 from lowmem.kernels.reference import stream_key
+from lowmem.methods.zo.form import Form, descend_along_
 from lowmem.methods.zo.rows import VocabularyRows
 from lowmem.methods.zo.scratch import ALIGNMENT, Scratch, padded_bytes
-
-Kind = Literal["rademacher", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Perturber:
         read_in_pieces = any(s.vocabulary for own in self._slots.values() for s in own)
         needs = [padded_bytes(own) for own in hidden] + [self._piece_bytes + ALIGNMENT] * read_in_pieces
         self._scratch = Scratch(max(needs, default=0))
+        self._vocabularies = {slot.name for own in self._slots.values() for slot in own if slot.vocabulary}
         self._building = False
         self._marks: list[int] = []
         self._read: set[str] = set()
@@ -108,9 +109,22 @@ class Perturber:
         """The scratch memory, as large as the largest module's parameters, is given back."""
         self._scratch.release()
 
-    def move_(self, terms: list[tuple[Direction, float]], *, step: int) -> None:
-        """`W <- W - sum_j coef_j z_j` in one pass per tensor; bf16 and fp16 by stochastic rounding seeded by `step`."""
-        self.replay_([(step, terms)])
+    def move_(self, terms: list[tuple[Direction, float]], *, step: int, form: Form | None = None) -> None:
+        """`W <- W - sum_j coef_j z_j` in one pass per tensor, or what `form` makes of that sum; bf16 and fp16 by
+        stochastic rounding seeded by `step`."""
+        if form is None:
+            self.replay_([(step, terms)])
+            return
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                descend_along_(
+                    parameter.data,
+                    [(self._key(direction, name), coef) for direction, coef in terms],
+                    self._kind,
+                    form,
+                    rounding_key=stream_key(self._seed, step, 0, name, "rounding"),
+                    hidden=parameter.dim() == 2 and name not in self._vocabularies,
+                )
 
     def replay_(self, updates: list[tuple[int, list[tuple[Direction, float]]]]) -> None:
         """`move_` for every (step, terms) of `updates`, in order, in one pass per tensor."""

@@ -2,7 +2,9 @@
 
 Applied to the initial weights in order, it reproduces the final weights exactly, because directions and rounding noise
 are functions of the run's seed. 16 bytes a term, the coefficient as the fp32 number that the update multiplied by:
-the cheapest possible checkpoint of a zeroth-order run.
+the cheapest possible checkpoint of a zeroth-order run. The terms of an update whose form is not their sum are followed
+by one more entry: top_k where directions have their step, -1 - the form's number where they have their probe, and the
+form's length where they have their coefficient.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from lowmem.errors import CheckpointError
 from lowmem.kernels.noise import fp32
+from lowmem.methods.zo.form import KINDS, Form
 from lowmem.methods.zo.perturb import Direction, Perturber
 
 STEPS_PER_PASS = 64
@@ -32,8 +35,10 @@ class ReplayLog:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def append(self, step: int, terms: list[tuple[Direction, float]]) -> None:
+    def append(self, step: int, terms: list[tuple[Direction, float]], form: Form | None = None) -> None:
         self._entries += [(step, direction.step, direction.probe, fp32(coef)) for direction, coef in terms]
+        if form is not None:
+            self._entries.append((step, form.top_k, -1 - KINDS.index(form.kind), fp32(form.length)))
 
     def state(self) -> dict[str, Tensor]:
         """`steps` (N, 3) int32: update step, direction step, probe; `coefs` (N,) fp32."""
@@ -45,12 +50,18 @@ class ReplayLog:
 
     def replay(self, perturber: Perturber, *, start: int = 0) -> None:
         """Every logged update, from entry `start` on, is applied to the perturber's weights, in order."""
-        updates = [
-            (step, [(Direction(at, probe), coef) for _, at, probe, coef in entries])
-            for step, entries in groupby(self._entries[start:], key=lambda entry: entry[0])
-        ]
-        for first in range(0, len(updates), STEPS_PER_PASS):
-            perturber.replay_(updates[first : first + STEPS_PER_PASS])
+        plain: list[tuple[int, list[tuple[Direction, float]]]] = []
+        for step, group in groupby(self._entries[start:], key=lambda entry: entry[0]):
+            terms, form = _update(list(group))
+            if form is None:
+                plain.append((step, terms))
+            if plain and (form is not None or len(plain) == STEPS_PER_PASS):
+                perturber.replay_(plain)
+                plain = []
+            if form is not None:
+                perturber.move_(terms, step=step, form=form)
+        if plain:
+            perturber.replay_(plain)
 
     def catch_up(self, perturber: Perturber, steps: Tensor, coefs: Tensor) -> None:
         """From weights at the end of this log, the perturber's weights reach the end of the saved one, which this log
@@ -63,6 +74,13 @@ class ReplayLog:
             )
         self._entries = saved
         self.replay(perturber, start=known)
+
+
+def _update(entries: list[_Entry]) -> tuple[list[tuple[Direction, float]], Form | None]:
+    """The terms of one update, and the form of their sum where it has one."""
+    terms = [(Direction(at, probe), coef) for _, at, probe, coef in entries if probe >= 0]
+    forms = [Form(KINDS[-1 - probe], coef, at) for _, at, probe, coef in entries if probe < 0]
+    return terms, forms[0] if forms else None
 
 
 def _entries(steps: Tensor, coefs: Tensor) -> list[_Entry]:

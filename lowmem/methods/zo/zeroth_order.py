@@ -92,8 +92,8 @@ class ZerothOrder:
                 self._algorithm.load_numbers(before)
         if move.terms:
             terms = list(move.terms)
-            self._perturber.move_(terms, step=step)
-            self._log.append(step, terms)
+            self._perturber.move_(terms, step=step, form=move.form)
+            self._log.append(step, terms, move.form)
         self._skips.record(move.skipped, step=step, why="the probed losses are not finite, or do not change")
         return StepReport(move.loss, {**move.details, "forwards": float(move.forwards)}, skipped=move.skipped)
 
