@@ -14,6 +14,7 @@ from lowmem.config.quantization import NoQuantization
 from lowmem.errors import ConfigError, FormatError
 from lowmem.events import Event, Sink
 from lowmem.models.resolve import HubModel, Location, ModelFolder, RunFolder, resolve
+from lowmem.models.scales import load_scales
 from lowmem.models.shapes import known_shape
 from lowmem.models.source import ModelSource
 from lowmem.models.weights import attention_refused_clearly, check_safetensors, read_config, read_model, read_tokenizer
@@ -84,7 +85,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     location = resolve(source.model)
     if not isinstance(location, RunFolder):
         return read_config(source, location)
-    if location.is_adapter:
+    if location.is_adapter or location.is_scales:
         return load_config(_base_of(source, location))
     return read_config(source, ModelFolder(location.trained))
 
@@ -118,6 +119,8 @@ def _model(
 ) -> PreTrainedModel:
     if not isinstance(location, RunFolder):
         return read_model(source, location, device=device, sink=sink)
+    if location.is_scales:
+        return _with_scales(source, location, device, sink)
     if not location.is_adapter:
         return read_model(source, ModelFolder(location.trained), device=device, sink=sink)
     if adapter == "merge" and not isinstance(source.quantization, NoQuantization):
@@ -127,6 +130,19 @@ def _model(
         )
     base = load_model(_base_of(source, location), device=device, sink=sink).model
     return _with_adapter(base, location.trained, merge=adapter == "merge")
+
+
+def _with_scales(source: ModelSource, run: RunFolder, device: torch.device, sink: Sink) -> PreTrainedModel:
+    """The run's base, quantized as it was for the run, with the scales that were trained."""
+    trained = run.config.quantization
+    if source.quantization not in (NoQuantization(), trained):
+        raise ConfigError(
+            f"model: {source.model} holds the scales of a {trained.kind} base, and quantization.kind: "
+            f"{source.quantization.kind} has others; leave quantization out"
+        )
+    base = load_model(dataclasses.replace(_base_of(source, run), quantization=trained), device=device, sink=sink).model
+    load_scales(base, run.trained)
+    return base
 
 
 def _base_of(source: ModelSource, run: RunFolder) -> ModelSource:

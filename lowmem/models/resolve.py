@@ -12,6 +12,8 @@ from lowmem.errors import CheckpointError, ConfigError
 from lowmem.models.embedded import EMBEDDED, embedded_folder
 from lowmem.models.shapes import shape_names
 
+SCALES_FILE = "scales.safetensors"
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -41,6 +43,11 @@ class RunFolder:
     @property
     def is_adapter(self) -> bool:
         return (self.trained / "adapter_config.json").is_file()
+
+    @property
+    def is_scales(self) -> bool:
+        """The quantization scales of a base that is quantized when it is loaded."""
+        return (self.trained / SCALES_FILE).is_file()
 
 
 Location = ModelFolder | HubModel | RunFolder
@@ -83,7 +90,7 @@ def read_run(folder: Path) -> RunFolder:
         run = RunFolder(folder, load_run(file).config)
     except ConfigError as error:
         raise CheckpointError(f"{file} is not the config of a run: {error}") from error
-    if not run.is_adapter and not (run.trained / "config.json").is_file():
+    if not run.is_adapter and not run.is_scales and not (run.trained / "config.json").is_file():
         raise CheckpointError(
             f"run folder {folder} has no trained model in {run.trained.name}/ yet; "
             "let the run finish (the same train command resumes it), then use it"
