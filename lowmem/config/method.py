@@ -179,6 +179,8 @@ class ZoMethod(Section):
     """Step size of `adanaged`: signal-to-noise over curvature, or distance/curvature as in ALIAS."""
     probe_period: PositiveInt = 10
     """`adanaged` with step_rule: parameter_free: extra probes (curvature, progress) every this many steps."""
+    train: Literal["weights", "scales"] = "weights"
+    """`scales` (QZO, reconstructed): of a quantized base, train the quantization scales alone; its codes stay."""
     train_adapter: LoraMethod | None = None
     """Perturb only a LoRA adapter instead of all weights."""
     snapshot_steps: PositiveInt | None = None
@@ -191,6 +193,8 @@ class ZoMethod(Section):
             raise ValueError("zo_eps: adanaged adapts its probing radius; remove zo_eps or use algorithm: mezo")
         if self.algorithm != "adanaged" and self.step_rule != "snr":
             raise ValueError(f"step_rule: belongs to algorithm: adanaged; {self.algorithm} takes learning_rate")
+        if self.train == "scales" and self.train_adapter is not None:
+            raise ValueError("train: scales and train_adapter: each says alone what is trained; remove one of them")
         for key, owners in _ZO_KEYS.items():
             if getattr(self, key) is not None and self.algorithm not in owners:
                 raise ValueError(f"{key}: belongs to algorithm: {' or '.join(owners)}; {self.algorithm} has none")

@@ -29,7 +29,7 @@ from lowmem.config.method import (
     ZoMethod,
 )
 from lowmem.config.optimizer import AdamW, Optimizer, SoftMuon, SoftSignum, Spectral
-from lowmem.config.quantization import NoQuantization, Quantization
+from lowmem.config.quantization import Nf4, NoQuantization, Quantization
 from lowmem.errors import ConfigError
 from lowmem.units import parse_bytes
 
@@ -146,13 +146,25 @@ class RunConfig(Section):
                 f"learning_rate: {method.algorithm} is parameter-free and chooses its own step; "
                 "remove learning_rate, or use method.algorithm: mezo"
             )
+        if isinstance(method, ZoMethod) and method.measures_noise and self.effective_batch_size < 2:
+            raise ValueError(
+                "method.step_rule: snr measures the noise of a batch from its examples and needs two at least; raise "
+                "per_device_train_batch_size or gradient_accumulation_steps, or use step_rule: parameter_free"
+            )
         if not isinstance(self.quantization, NoQuantization):
-            adapters = isinstance(method, AdapterMethod) or (isinstance(method, ZoMethod) and method.train_adapter)
-            if not adapters and not isinstance(method, AutoMethod):
+            beside = isinstance(method, ZoMethod) and (method.train_adapter or method.train == "scales")
+            if not (beside or isinstance(method, AdapterMethod | AutoMethod)):
                 raise ValueError(
                     f"quantization.kind: {self.quantization.kind} freezes the base, so method.kind: {method.kind} has "
-                    "nothing to train; use method: lora, or zo with train_adapter, or quantization: none"
+                    "nothing to train; use method: lora, or zo with train_adapter or train: scales, or quantization: "
+                    "none"
                 )
+        nested = isinstance(self.quantization, Nf4) and self.quantization.double_quant
+        if isinstance(method, ZoMethod) and method.train == "scales" and nested:
+            raise ValueError(
+                "method.train: scales needs scales that are numbers, and quantization.double_quant: true stores them "
+                "as 8-bit codes; set double_quant: false"
+            )
         if isinstance(method, LorsumMethod | LoraMuonMethod) and self.optimizer != AdamW():
             raise ValueError(
                 f"optimizer: method.kind: {method.kind} has its own update rule; remove optimizer, or use method: lora"
@@ -174,13 +186,20 @@ class RunConfig(Section):
         return self
 
     @property
+    def effective_batch_size(self) -> int:
+        """Examples of a step in one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
     def peak_learning_rate(self) -> float:
         """The rate that the schedule multiplies; 1.0 for parameter-free methods."""
         match self.method:
             case ZoMethod(parameter_free=True):
                 return 1.0
-            case ZoMethod(train_adapter=adapter, algorithm="mezo" | "lozo"):
-                default = MEZO_LEARNING_RATE if adapter is None else MEZO_ADAPTER_LEARNING_RATE
+            case ZoMethod(algorithm="mezo" | "lozo", train="weights", train_adapter=None):
+                default = MEZO_LEARNING_RATE
+            case ZoMethod(algorithm="mezo" | "lozo"):
+                default = MEZO_ADAPTER_LEARNING_RATE
             case ZoMethod(algorithm="zo_sign"):
                 default = ZO_SIGN_LENGTH
             case ZoMethod():

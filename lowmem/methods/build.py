@@ -28,6 +28,7 @@ from lowmem.methods.rules.build import run_rules
 from lowmem.methods.rules.choice import embedding_names
 from lowmem.methods.zo.build import build_algorithm, direction_kind
 from lowmem.methods.zo.perturb import Perturber
+from lowmem.methods.zo.scales import over_scales, prepare_scales
 from lowmem.methods.zo.zeroth_order import ZerothOrder, weight_scales
 from lowmem.models.names import trainable_parameters
 
@@ -58,6 +59,8 @@ def prepare(config: RunConfig, model: PreTrainedModel) -> Prepared:
             model.train()
             unfreeze(model)
             return Prepared(whole_title(method), partial(export_model, model))
+        case ZoMethod(train="scales"):
+            return prepare_scales(model)
         case ZoMethod(train_adapter=None):
             model.eval()
             unfreeze(model)
@@ -90,6 +93,8 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
             )
         case LorsumMethod() | LoraMuonMethod() as method:
             return pair_descent(config, method, model, parameters, prepared)
+        case ZoMethod(train="scales") as method:
+            return over_scales(config, method, model, prepared)
         case ZoMethod() as method:
             perturber = Perturber(model, parameters, seed=config.seed, kind=direction_kind(method))
             algorithm = build_algorithm(method, weight_scales(parameters))

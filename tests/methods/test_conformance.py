@@ -13,6 +13,7 @@ from lowmem.errors import CheckpointError, NonFiniteError
 from lowmem.methods.base import Method, MethodState
 from lowmem.methods.build import build_method
 from lowmem.models.loss import LossSums, ModelLoss
+from tests.quantized import quantized
 from tests.tiny import lm_batch, rows_of, run_config, tiny_model
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -96,6 +97,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "lozo": {"method": {"kind": "zo", "algorithm": "lozo", "history": 4}, "learning_rate": 1e-3},
     "adanaged": {"method": {"kind": "zo"}},
     "adanaged-parameter-free": {"method": {"kind": "zo", "step_rule": "parameter_free"}},
+    "qzo": {
+        "method": {"kind": "zo", "train": "scales", "algorithm": "mezo"},
+        "quantization": {"kind": "nf4", "double_quant": False},
+        "learning_rate": 1e-3,
+    },
     "adanaged-adapter": {"method": {"kind": "zo", "train_adapter": {"lora_r": 4}}},
 }
 DETERMINISTIC_LOSS = [name for name in METHODS if name != "lora-dropout"]
@@ -106,7 +112,7 @@ class Trial:
 
     def __init__(self, name: str, *, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> None:
         self.config = run_config(**METHODS[name])
-        self.model = tiny_model(architecture, dtype=dtype)
+        self.model = quantized(tiny_model(architecture, dtype=dtype), self.config.quantization)
         self.loss_fn = ModelLoss(self.model, chunk_tokens=16)
         self.method: Method = build_method(self.config, self.model)
 
@@ -227,7 +233,7 @@ def test_dtype_of_the_weights_is_kept_in_bf16(name: str) -> None:
     trial.run(0, 3)
     assert {key: tensor.dtype for key, tensor in trial.method.trainable.items()} == dtypes
     adapter = name.startswith(("lora", "lorsum", "dora")) or name.endswith("adapter")
-    assert set(dtypes.values()) == {torch.float32 if adapter else torch.bfloat16}
+    assert set(dtypes.values()) == {torch.float32 if adapter or name == "qzo" else torch.bfloat16}
     if name != "adanaged-snr":  # its first four steps only measure
         assert any(not torch.equal(before[key], value) for key, value in trial.weights().items())
 
