@@ -34,12 +34,12 @@ def run(
     start = open_start(config)
     trained = build_method(config, start.loaded.model)
     loss = ModelLoss(start.loaded.model, chunk_tokens=config.loss_chunk_tokens)
-    before, losses_before = _judge(start, loss), _losses(start, loss)
+    before, losses_before = judge(start, loss), _losses(start, loss)
     try:
         halfway, used, steps = _train(config, start, trained, loss, forwards)
     except NonFiniteError:
         return {"before": before, "halfway": None, "after": {"loss": LOST}, "forwards": forwards, "steps": 0}
-    after = _judge(start, loss)
+    after = judge(start, loss)
     if not math.isfinite(after["loss"]):
         after = {"loss": LOST}
     gain = [b - a for b, a in zip(losses_before, _losses(start, loss), strict=True)]
@@ -73,12 +73,12 @@ def _train(
         used += 1 + FORWARDS_OF_BACKWARD if first_order else int(report.details["forwards"])
         step += 1
         if halfway is None and used >= forwards / 2:
-            halfway = _judge(start, loss)["loss"]
+            halfway = judge(start, loss)["loss"]
             halfway = halfway if math.isfinite(halfway) else LOST
     return halfway, used, step
 
 
-def _judge(start: Start, loss: ModelLoss) -> dict[str, float]:
+def judge(start: Start, loss: ModelLoss) -> dict[str, float]:
     training = start.loaded.model.training
     start.loaded.model.eval()
     metrics = evaluate_dataset(
