@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,14 +41,20 @@ def plan(
         str | None, typer.Option(metavar="ROW", help="Show the whole bill of a row, by number or by name.")
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate again what was planned before.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Plan serving the model, not training it.")] = False,
+    slots: Annotated[int, typer.Option(min=1, help="With --serve: requests at once.")] = 8,
+    context: Annotated[int, typer.Option(min=2, help="With --serve: tokens of a request with its answer.")] = 4096,
     as_json: AsJson = False,
 ) -> None:
     """Show what every way of training would take, and which one runs. No GPU is needed and no weights are read.
 
     Examples: lowmem plan run.yaml --budget 12GiB · lowmem plan --model llama-2-7b --device cuda:24GiB ·
-    lowmem plan run.yaml --explain "lora on nf4"
+    lowmem plan run.yaml --explain "lora on nf4" · lowmem plan --model llama-2-7b --serve --slots 4
     """
     loaded = _load(config, overrides, model)
+    if serve:
+        _plan_serving(loaded, budget, device, slots=slots, context=context, as_json=as_json)
+        return
     with render.progress() as sink:
         for notice in loaded.notices:
             sink(Notice(notice))
@@ -88,6 +95,30 @@ def _show(plan: Plan) -> None:
     render.table(["#", *COLUMNS], rows)
     if plan.chosen is not None:
         render.result(f"\nruns: {plan.chosen.title} in {format_bytes(plan.chosen.total)} ({plan.reason})")
+
+
+def _plan_serving(
+    loaded: LoadedRun, budget: str | None, device: str | None, *, slots: int, context: int, as_json: bool
+) -> None:
+    """A row for each way of storing the keys and values. Raises `BudgetError` when none of them fits."""
+    from lowmem.jobs.plan import plan_serving
+    from lowmem.plan.serving import require_room
+
+    bills, limit = plan_serving(loaded.config, budget=budget, device=device, slots=slots, context=context)
+    if as_json:
+        render.result_json([asdict(bill) for bill in bills])
+    else:
+        render.result(f"{loaded.config.model}: {slots} requests of {context} tokens, budget {format_bytes(limit)}\n")
+        rows = [
+            [
+                bill.kv_dtype,
+                *map(format_bytes, (bill.weights, bill.cache, bill.peak, bill.total)),
+                "fits" if bill.total <= limit else "no",
+            ]
+            for bill in bills
+        ]
+        render.table(["cache as", "weights", "KV cache", "tensors at most", "with the device", "verdict"], rows)
+    require_room(min(bills, key=lambda bill: bill.total), limit)
 
 
 def _explain(plan: Plan, text: str) -> None:

@@ -17,7 +17,8 @@ from lowmem.models.pretraining import pretraining_of
 from lowmem.models.source import pick_device
 from lowmem.plan.devices import CPU, CUDA, Device, parse_device
 from lowmem.plan.fit import Plan
-from lowmem.plan.plan import plan_run
+from lowmem.plan.plan import plan_run, shape_of
+from lowmem.plan.serving import KV_DTYPES, ServingBill, predict_serving
 from lowmem.units import parse_bytes
 
 
@@ -40,6 +41,20 @@ def plan(
     text = budget or config.memory_budget
     limit = parse_bytes(text) if text else where.total or memory_here(where.costs.kind)
     return plan_run(config, where, budget=limit, cache=plan_cache() if use_cache else None, sink=sink, tokens=tokens)
+
+
+def plan_serving(
+    config: RunConfig, *, budget: str | None, device: str | None, slots: int, context: int
+) -> tuple[list[ServingBill], int]:
+    """What serving `slots` requests of `context` tokens takes, for each way of storing the cache; and the budget."""
+    where = parse_device(device) if device is not None else this_device(config.device)
+    text = budget or config.memory_budget
+    limit = parse_bytes(text) if text else where.total or memory_here(where.costs.kind)
+    shape = shape_of(config)
+    bills = [
+        predict_serving(config, shape, where, slots=slots, context=context, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES
+    ]
+    return bills, limit
 
 
 def with_default_optimizer(config: RunConfig, sink: Sink) -> RunConfig:

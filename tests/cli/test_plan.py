@@ -69,3 +69,16 @@ def test_auto_keys_are_left_to_the_planner() -> None:
     assert config.auto == ("per_device_train_batch_size", "gradient_checkpointing")
     assert config.method.kind == "auto"
     assert config.gradient_checkpointing is False
+
+
+def test_serving_is_planned_for_each_way_of_storing_the_cache(model: str) -> None:
+    asked = ["plan", "--model", model, "--serve", "--slots", "3", "--context", "64", "--device", "cpu:4GiB"]
+    done = RUNNER.invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("fits") == 3
+    bills = json.loads(RUNNER.invoke(app, [*asked, "--json"]).stdout)
+    assert [bill["kv_dtype"] for bill in bills] == ["model", "int8", "int4"]
+    assert bills[0]["cache"] > bills[1]["cache"] > bills[2]["cache"] > 0
+    refused = RUNNER.invoke(app, [*asked, "--budget", "100MiB"])
+    assert refused.exit_code == 3
+    assert "the model alone leaves no room" in refused.stderr
