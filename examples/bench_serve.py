@@ -175,9 +175,9 @@ def main() -> None:
             found = measure(url, str(folder), clients=64, tokens=tokens, repeats=repeats)
         theirs, texts, why = transformers_seconds(folder, Path(text) / "theirs.log", tokens=tokens, repeats=repeats)
     found["over_transformers_serve"] = None if theirs is None else theirs / found["seconds_of_8"]
-    if os.environ.get("SHOW"):
-        print(texts, found["texts_of_8"])
-    found["equal_texts_of_8"] = None if theirs is None else sum(map(str.__eq__, texts, found["texts_of_8"]))
+    # Half a character at the very end is shown by ours and dropped by theirs.
+    pairs = [(a.rstrip("\ufffd"), b.rstrip("\ufffd")) for a, b in zip(texts, found["texts_of_8"], strict=False)]
+    found["equal_texts_of_8"] = None if theirs is None else sum(a == b for a, b in pairs)
     del found["texts_of_8"]
     for key, value in found.items():
         print(f"{key:>24}  {value}")
