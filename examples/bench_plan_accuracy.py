@@ -32,6 +32,10 @@ TOKENS = 64
 METHODS: dict[str, dict[str, Any]] = {
     "full adamw": {"method": {"kind": "full"}},
     "full sgd": {"method": {"kind": "full"}, "optimizer": {"kind": "sgd"}},
+    "full in backward": {"method": {"kind": "full", "update": "in_backward"}},
+    "galore": {"method": {"kind": "galore", "rank": 64}},
+    "gum": {"method": {"kind": "gum", "rank": 64, "gamma": 2}},
+    "gum per layer": {"method": {"kind": "gum", "rank": 64, "gamma": 2, "clipping": "per_layer"}},
     "lora": {"method": {"kind": "lora"}},
     "lora on nf4": {"method": {"kind": "lora"}, "quantization": {"kind": "nf4"}},
     "lora on int8": {"method": {"kind": "lora"}, "quantization": {"kind": "int8"}},
