@@ -136,6 +136,11 @@ class QuantLinear(nn.Module):
         weight = PackedWeight(self.kind, shape, planes, self.scales, self.gain, self.residual_scale, self.group_size)
         return weight.base_plane() if self.precision == "base" else weight
 
+    @property
+    def qweight(self) -> Tensor:
+        """The first plane under the name by which peft finds a layer's device."""
+        return self.planes0
+
     def dequantized(self) -> Tensor:
         """The weight of the layer that this one stands for: fp32 (m, n), newly allocated."""
         rotated = apply_inverse(unpack(self.packed), self.rotation("in"))

@@ -139,10 +139,32 @@ static Prepared prepare(const Packed &w, const float *x, int64_t count, bool exa
     return to;
 }
 
+// A shared stage of a small radix: its outputs stay in registers.
+template <int RADIX>
+static void rotate_small(const float *__restrict z, float *__restrict to, int64_t n, int64_t stride, const float *kernel) {
+    int64_t block = RADIX * stride;
+    for (int64_t c = 0; c < n / block; c++, z += block, to += block)
+        if (stride == 1) {
+            float sums[RADIX] = {};
+            UNROLL for (int i = 0; i < RADIX; i++)
+                UNROLL for (int j = 0; j < RADIX; j++) sums[j] += kernel[i * RADIX + j] * z[i];
+            memcpy(to, sums, sizeof sums);
+        } else
+            for (int64_t s = 0; s < stride; s++)
+                UNROLL for (int j = 0; j < RADIX; j++) {
+                    float sum = 0;
+                    UNROLL for (int i = 0; i < RADIX; i++) sum += kernel[i * RADIX + j] * z[i * stride + s];
+                    to[j * stride + s] = sum;
+                }
+}
+
 // One stage of a rotation: z'[c, j, s] = sum_i K[j, i] z[c, i, s], with K stored as (i, j) where all positions share
 // it, else as (c, i, j, s). The inner loops run over neighbours, whichever axis has them.
 static void rotate_stage(const float *z, float *to, int64_t n, int64_t radix, int64_t stride, bool shared,
                          const float *matrices) {
+    if (shared && radix == 8) return rotate_small<8>(z, to, n, stride, matrices);
+    if (shared && radix == 4) return rotate_small<4>(z, to, n, stride, matrices);
+    if (shared && radix == 2) return rotate_small<2>(z, to, n, stride, matrices);
     int64_t block = radix * stride;
     memset(to, 0, sizeof(float) * n);
     for (int64_t c = 0; c < n / block; c++, z += block, to += block) {

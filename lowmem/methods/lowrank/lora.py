@@ -27,6 +27,7 @@ from lowmem.config.method import AdapterMethod, LoraMethod
 from lowmem.errors import ConfigError
 from lowmem.kernels.reference import stream_key
 from lowmem.methods.lowrank.pair import ADAPTER
+from lowmem.methods.lowrank.quant_lora import register_packed_layers
 from lowmem.models.names import trainable_parameters
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def attach_lora(model: PreTrainedModel, config: AdapterMethod, *, seed: int) -> 
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2 stores W^T
         task_type="CAUSAL_LM",
     )
+    register_packed_layers(peft_config, model)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5.23 renamed; nothing that a user could act on.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
