@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from lowmem.errors import ConfigError
+from lowmem.kernels.dispatch import direction
+from lowmem.kernels.noise import Kind
 from lowmem.methods.zo.adanaged import CAP, AdaNaged
 from lowmem.methods.zo.algorithm import Algorithm, Evaluation, Scales
 from lowmem.methods.zo.mezo import Mezo
@@ -155,3 +157,15 @@ def test_snr_needs_two_examples() -> None:
     algorithm = SnrNewton(Scales(rms=1.0, resolution=EPSILON))
     with pytest.raises(ConfigError, match="at least 2 examples"):
         algorithm.step(lambda direction, eps: Evaluation((1.0,), (1.0,)), lr=1.0, step=0)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("rademacher", 20), ("gaussian", 22)])
+def test_slope_times_direction_is_the_gradient_in_the_mean(kind: Kind, factor: float) -> None:
+    """E rho z = g, and E |rho z|^2 = d |g|^2 for signs, (d + 2) |g|^2 for (nearly) normal z; 40,000 draws."""
+    g = np.linspace(-1, 2, 20)
+    z = direction((40_000, 20), 7, kind).double().numpy()
+    estimates = (z @ g)[:, None] * z
+    error = estimates.mean(0) - g
+    deviations = estimates.std(0) / math.sqrt(len(z))
+    assert np.abs(error / deviations).max() < 4.5
+    assert (estimates**2).sum(1).mean() == pytest.approx(factor * float(g @ g), rel=0.03)
