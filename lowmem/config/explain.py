@@ -11,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from lowmem.config.aliases import ELSEWHERE, IN_SECTION, TOP_LEVEL
 from lowmem.config.dataset import Dataset
+from lowmem.config.generation import GenerationConfig
 from lowmem.config.method import LoraMethod, Method
 from lowmem.config.optimizer import Optimizer
 from lowmem.config.quantization import Quantization
 from lowmem.config.rewrite import DATASETS
-from lowmem.config.run import GenerationConfig, RunConfig
+from lowmem.config.run import RunConfig
 from lowmem.config.yaml_source import Node, kind_of, to_plain
 
 Problem = tuple[str, str, str]

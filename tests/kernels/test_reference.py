@@ -55,7 +55,11 @@ def test_perturbed_writes_into_out() -> None:
     assert torch.equal(out, perturbed(weight, KEY, 0.1, "rademacher"))
 
 
-@pytest.mark.parametrize("out", [torch.empty(4, 4), torch.empty(4, 5).half(), torch.empty(5, 4).T], ids=str)
+@pytest.mark.parametrize(
+    "out",
+    [torch.empty(4, 4), torch.empty(4, 5).half(), torch.empty(5, 4).T],
+    ids=["narrow", "other dtype", "not contiguous"],
+)
 def test_an_out_that_cannot_hold_the_result_is_refused(out: Tensor) -> None:
     with pytest.raises(ValueError, match=r"out is .*; the result is contiguous torch.float32 \(4, 5\)"):
         perturbed(spread(4, 5), KEY, 0.1, "rademacher", out=out)
