@@ -163,6 +163,6 @@ def update_(
 
 
 def replay_(weight: Tensor, updates: Sequence[Update], kind: Kind, *, decay: float = 0.0) -> None:
-    """In place every one of `updates`, each (terms, rounding key), in order, bit for bit as calls of `update_` would."""
+    """In place each of `updates` (terms, rounding key) in order, bit for bit as calls of `update_` would."""
     module = _implementation(weight.device, weight.dtype)
     module.replay_(weight, updates, kind, decay=decay)
