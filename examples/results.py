@@ -38,7 +38,7 @@ times are ratios or belong to the machine named beside them.
 - The kernels' bandwidth goals on AVX-512 (this machine has AVX2 only; the AVX-512 code was checked by emulation).
 - Zeroth order against a tuned MeZO: AdaNAGED-R's run below is one seed, recorded as it fell, and no comparison.
 - OPT weights, 7B weights, hub downloads: no hub is reachable from the development machines.
-- Speed of a zeroth-order step on OPT-1.3B's shape, and anything in bf16 with instructions for it: this machine has none.
+- Speed of a zeroth-order step on OPT-1.3B's shape, and anything in bf16 with instructions for it (none here).
 - Plans of quantization; quality of quantized models: the parts exist and are tested, no real model was quantized yet.
 - Loop rescue on a model that truly loops: detector and policy are tested on written texts and scripted models only.
 - LoRSum against LoRA's best rate on three tasks: 80 of 192 cells of its protocol are done, one task (docs/LOG.md).
