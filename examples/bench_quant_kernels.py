@@ -197,7 +197,7 @@ def compile_ahead(capability: int, kinds: tuple[Kind, ...]) -> list[dict[str, ob
     from triton.compiler import ASTSource
 
     from lowmem.kernels.triton_packed import gemm_kernel, gemv_kernel, rotate_stage_kernel, unpack_kernel
-    from lowmem.quant.triton_product import COLUMNS, ROWS, TOKENS
+    from lowmem.quant.triton_product import COLUMNS, LAUNCH, ROWS, TOKENS
 
     bytes_ = {
         "plane0": "*u8",
@@ -228,7 +228,7 @@ def compile_ahead(capability: int, kinds: tuple[Kind, ...]) -> list[dict[str, ob
             signature={name: signature.get(name, "constexpr") for name in kernel.arg_names},
             constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
         )
-        built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(LAUNCH))
         needs = {"shared": built.metadata.shared, **_usage(built.asm["cubin"])}
         reports.append({"kernel": title, "sm": capability, **needs})
     return reports

@@ -22,6 +22,7 @@ from lowmem.quant.lattice import patterns, residual_patterns
 FEW, SOME = 4, 64
 """Tokens up to which the GEMV and the small GEMM serve."""
 ROWS, TOKENS, COLUMNS = 16, 16, 256
+LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def triton_product(x: Tensor, weight: PackedWeight, *, compute: torch.dtype = torch.float32) -> Tensor:
@@ -34,7 +35,7 @@ def triton_product(x: Tensor, weight: PackedWeight, *, compute: torch.dtype = to
         return out
     rows = triton.cdiv(m, ROWS)
     if x.shape[0] <= FEW:
-        gemv_kernel[(rows, x.shape[0])](x, out, *_arguments(weight), m, n, *_numbers(weight), ROWS=ROWS)
+        gemv_kernel[(rows, x.shape[0])](x, out, *_arguments(weight), m, n, *_numbers(weight), ROWS=ROWS, **LAUNCH)
         return out
     types: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     gemm_kernel[(rows, triton.cdiv(x.shape[0], TOKENS))](
@@ -42,6 +43,7 @@ def triton_product(x: Tensor, weight: PackedWeight, *, compute: torch.dtype = to
         ROWS=ROWS,
         TOKENS=TOKENS,
         COMPUTE=types[compute],
+        **LAUNCH,
     )
     return out
 
@@ -51,7 +53,7 @@ def unpack_triton(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     m, n = weight.shape
     out = torch.empty(m, n, dtype=dtype, device=weight.scales.device)
     grid = (triton.cdiv(m, ROWS), padded(n) // BLOCK)
-    unpack_kernel[grid](out, *_arguments(weight), m, n, *_numbers(weight), ROWS=ROWS)
+    unpack_kernel[grid](out, *_arguments(weight), m, n, *_numbers(weight), ROWS=ROWS, **LAUNCH)
     return out
 
 
@@ -74,6 +76,7 @@ def rotate_triton(
             BEFORE=first_signs is not None,
             AFTER=last_signs is not None,
             COLUMNS=COLUMNS,
+            **LAUNCH,
         )
         z, start = out, start + size
     if last < 0:  # order 1: signs alone
