@@ -5,8 +5,9 @@
     python examples/compare_zo.py --quick           # shows that it runs; writes nothing
 
 Untuned `adanaged`, `meazo` and `fzoo` against `mezo` with the best learning rate of a grid that is searched on one
-seed; LoRA with AdamW is the first-order line. A stopped run goes on where it was: every cell (task, method, rate, seed)
-is kept once it is finished. The last line is one JSON object.
+seed; LoRA with AdamW is the first-order line. A stopped run goes on where it was: every cell (task, method, rate,
+seed) is kept once it is finished, and `--minutes 0` reports the tasks whose cells are all there. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ from zero_order.tasks import Setting
 
 from lowmem.models.embedded import cache_folder
 
+UNFINISHED = 3
+"""Exit code where cells are missing after --minutes."""
 STANDARD_ERRORS = 3
 """LoRA-AdamW must beat zero-shot by this many, or the task is too hard or too noisy to tell methods apart."""
+
+
+class OutOfTime(Exception):
+    """A cell is missing and no further one is to begin."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Outcome:
 def compare(protocol: Protocol, task: str, *, deadline: float = math.inf) -> Outcome:
     """All cells of `task`: the grid first, on the first seed, then every method on every seed.
 
-    Raises `SystemExit` before the first missing cell after `deadline` (monotonic seconds).
+    Raises `OutOfTime` before the first missing cell after `deadline` (monotonic seconds).
     """
     settings = protocol.settings
     shared = {"train_rows", "eval_rows"} & settings.keys()
@@ -67,7 +74,7 @@ def compare(protocol: Protocol, task: str, *, deadline: float = math.inf) -> Out
     def cell(method: str, rate: float | None, seed: int) -> dict[str, Any]:
         def compute() -> dict[str, Any]:
             if time.monotonic() > deadline:
-                raise SystemExit("out of --minutes; the same command goes on from here")
+                raise OutOfTime
             work = cache_folder() / "compare-zo"
             found = run(setting, settings["methods"][method], rate=rate, seed=seed, forwards=forwards, work=work)
             print(f"{task:22}{method:12}{rate or '':<8}{seed}  {found['after']}", flush=True)
@@ -163,27 +170,42 @@ def main() -> None:
     os.chdir(ROOT)
     torch.set_num_threads(1)
     protocol = open_protocol("zo", given.tier)
-    if given.only:
-        compare(protocol, given.only, deadline=deadline)
-        return
-    keys, tables = summary([compare(protocol, task, deadline=deadline) for task in protocol.settings["tasks"]])
+    outcomes, unfinished = [], []
+    for task in [given.only] if given.only else protocol.settings["tasks"]:
+        try:
+            outcomes.append(compare(protocol, task, deadline=deadline))
+        except OutOfTime:
+            unfinished.append(task)
+    if given.only or not outcomes:
+        raise SystemExit(UNFINISHED if unfinished else 0)
+    keys, tables = summary(outcomes)
+    keys["unfinished"] = unfinished
     for row in [tables[0]["columns"], *tables[0]["rows"]]:
         print("".join(f"{cell!s:>22}" for cell in row))
     if given.tier != "quick":
         _record(protocol, keys, tables)
     print(json.dumps(keys))
+    if unfinished:
+        raise SystemExit(UNFINISHED)
 
 
 def _record(protocol: Protocol, keys: dict[str, Any], tables: list[dict[str, Any]]) -> None:
     from results import write_result
 
     reached, total = keys["adanaged_at_least_tuned_mezo"], keys["tasks_total"]
+    missing = f"; not finished: {', '.join(keys['unfinished'])}" if keys["unfinished"] else ""
+    commits = sorted({cell["outcome"]["commit"][:10] for cell in protocol.cells()})
     write_result(
         f"compare_zo{'' if protocol.tier == 'session' else '_' + protocol.tier}",
         title="Zeroth-order methods at equal numbers of forwards",
-        headline=f"untuned adanaged at least as good as tuned mezo on {reached} of {total} tasks",
+        headline=f"untuned adanaged at least as good as tuned mezo on {reached} of {total} tasks{missing}",
         command=f"python examples/compare_zo.py --tier {protocol.tier}",
-        keys=keys | {"cpu_minutes": round(protocol.cpu_minutes(), 1), "protocol_commit": protocol.commit},
+        keys=keys
+        | {
+            "cpu_minutes": round(protocol.cpu_minutes(), 1),
+            "protocol_commit": protocol.commit,
+            "commits_that_ran": commits,
+        },
         tables=tables,
         notes=protocol.question.strip(),
     )
