@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-// Without these GCC leaves the decoders as calls and their registers in memory: measured 4 times slower.
+// Without these GCC leaves the decoders as calls and their registers in memory: e8 was 1.4 times slower (GCC 12).
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
