@@ -36,7 +36,7 @@ times are ratios or belong to the machine named beside them.
 - Anything on a GPU: CUDA memory constants and margins come from the literature, CUDA budgets and recovery from a CUDA
   out-of-memory error are written but were never run, Triton kernels ran in the interpreter only.
 - The kernels' bandwidth goals on AVX-512 (this machine has AVX2 only; the AVX-512 code was checked by emulation).
-- Zeroth order over long runs: the comparison below stops at 400 forwards per run; AdaNAGED-R's run on SmolLM2 is one seed.
+- Zeroth order over long runs: the comparison stops at 400 forwards a run; AdaNAGED-R's run on SmolLM2 is one seed.
 - OPT weights, 7B weights, hub downloads: no hub is reachable from the development machines.
 - Speed of a zeroth-order step on OPT-1.3B's shape, and anything in bf16 with instructions for it (none here).
 - Plans of quantization; quality of quantized models: the parts exist and are tested, no real model was quantized yet.

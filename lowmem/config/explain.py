@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lowmem.config.aliases import ELSEWHERE, IN_SECTION, TOP_LEVEL
 from lowmem.config.dataset import Dataset
 from lowmem.config.generation import GenerationConfig
+from lowmem.config.loss import Loss
 from lowmem.config.method import LoraMethod, Method
 from lowmem.config.optimizer import Optimizer
 from lowmem.config.quantization import Quantization
@@ -34,6 +35,7 @@ TAGS = {
     "method": "kind",
     "optimizer": "kind",
     "quantization": "kind",
+    "loss": "kind",
     "dataset": "format",
     "eval_dataset": "format",
 }
@@ -41,6 +43,7 @@ VARIANTS = {
     "method": variants(Method, "kind"),
     "optimizer": variants(Optimizer, "kind"),
     "quantization": variants(Quantization, "kind"),
+    "loss": variants(Loss, "kind"),
     "dataset": variants(Dataset, "format"),
     "eval_dataset": variants(Dataset, "format"),
 }

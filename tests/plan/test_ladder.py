@@ -120,7 +120,7 @@ def test_auto_allows_what_it_lists() -> None:
         config = run_config(method={"kind": "auto", **keys})
         return {rung.name for rung in rungs(config) if allowed(config, rung)}
 
-    assert names() == {"full, adamw", "lora", "zo", "zo on lora"}
+    assert names() == {"full, adamw", "full, adamw in backward", "lora", "zo", "zo on lora"}
     assert names(allow=["lora"]) == {"lora"}
     assert names(allow=["lora"], allow_quantization=["nf4"]) == {"lora", "lora on nf4"}
 

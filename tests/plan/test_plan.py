@@ -59,10 +59,16 @@ def test_every_method_has_a_row_and_the_best_that_fits_runs(folder: Path, cache:
     full = min(row.tensors for row in generous.rows if row.name == "full, adamw")
     lora = min(row.tensors for row in generous.rows if row.name == "lora")
     assert lora < full
-    narrow = planned(config, BASE + full - MIB, cache)
+    inside = min(row.tensors for row in generous.rows if row.name == "full, adamw in backward")
+    assert lora < inside < full
+    close = planned(config, BASE + full - MIB, cache)
+    assert close.chosen is not None
+    assert close.chosen.name == "full, adamw in backward", "lossless, though two passes of backward are slower"
+    assert "method.update=in_backward" in close.chosen.changes
+    narrow = planned(config, BASE + inside - MIB, cache)
     assert narrow.chosen is not None
     assert narrow.chosen.name == "lora"
-    assert "full, adamw: too large" in narrow.reason
+    assert "full, adamw, full, adamw in backward: too large" in narrow.reason
 
 
 def test_smaller_micro_batches_keep_the_effective_batch(folder: Path, cache: Path) -> None:
