@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,13 +195,10 @@ class _Planner:
 
     def _predict(self, rung: Rung, examples: int, checkpointing: bool) -> Prediction:
         config = apply(self._config, rung, examples=examples, checkpointing=checkpointing)
-        # Gradients that wait for the next micro-batch meet its activations; a third micro-batch meets the same.
-        waiting = 2 if rung.back_propagates and config.gradient_accumulation_steps > 1 else 1
-        work = replace(work_of(self._config, examples, tokens=self._tokens), micro_batches=waiting)
         return cached_predict(
             config,
             self._shape,
-            work,
+            work_of(self._config, examples, tokens=self._tokens),
             granularity=self._device.costs.granularity,
             folder=self._cache,
         )

@@ -152,7 +152,8 @@ def test_the_cache_answers_what_was_asked_before(tmp_path: Path) -> None:
 def test_what_the_batch_looks_like_follows_the_data() -> None:
     task = {"format": "task", "task": "sst2", "path": "x"}
     config = run_config(dataset=[task], eval_dataset=[task], max_length=100, per_device_eval_batch_size=3)
-    assert work_of(config, 5) == Work(BatchShape(5, 100, options=2), BatchShape(3, 100, options=2))
+    assert work_of(config, 8) == Work(BatchShape(8, 100, options=2), BatchShape(3, 100, options=2))
+    assert work_of(config, 4).micro_batches == 2, "gradients wait for the next of them"
     text = run_config(dataset=[{"format": "text", "path": "x"}])
     assert work_of(text, 2, tokens=7).batch == BatchShape(2, 7, packed=True)
     assert work_of(text, 2).eval_batch is None
