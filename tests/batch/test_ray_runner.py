@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lowmem.batch.ray_runner import RayEngine
+from lowmem.config.load import load_run
 from lowmem.errors import ConfigError
+from lowmem.jobs.train import train
 from tests.batch.batches import GIB, run, write
+from tests.jobs.test_train import write_config
+from tests.models.tiny import save_tiny
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -96,6 +102,39 @@ def test_a_node_killed_in_the_middle_of_a_job_is_survived(
     numbers = [int(number) for _, number in steps]
     assert sorted(set(numbers)) == list(range(1, 31))
     assert len(numbers) <= 31, "the second went on where the first was, and never beside it"
+
+
+def test_a_training_on_a_node_that_is_killed_ends_with_the_weights_of_an_undisturbed_one(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other node goes on from the newest checkpoint in the shared run folder, bit for bit."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"max_steps": 900, "save_steps": 30, "eval_steps": None, "logging_steps": 100}
+    config = write_config(tmp_path, save_tiny(tmp_path / "base"), **settings)
+    train(load_run(config, ["output_dir=alone"]).config, sink=lambda event: None)
+    path = write(tmp_path, f"jobs: {{a: {{train: {config}, memory: 600MiB, output_dir: shared}}}}")
+    killed: list[int] = []
+
+    def look(entries: Any) -> None:
+        saved = list(Path("shared/checkpoints").glob("step-*")) if Path("shared/checkpoints").is_dir() else []
+        if not killed and saved and not Path("shared/model").exists():
+            busy = [node for node in cluster.nodes if _trains(_pids_below(node))]
+            if busy:
+                cluster.remove_node(busy[0], allow_graceful=False)
+                killed.append(len(saved))
+
+    with RayEngine(cluster.address, gpu_bytes=GIB) as nodes:
+        done = run(path, engine=nodes, budget=nodes.memory, max_parallel=1, watch=look)["a"]
+    assert killed
+    assert (done.state, done.attempts) == ("done", 2)
+    expected, found = (load_file(Path(name) / "model" / "adapter_model.safetensors") for name in ("alone", "shared"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def _trains(pids: set[int]) -> bool:
+    """Whether one of these processes is a `lowmem train`."""
+    commands = [path.read_bytes() for pid in pids if (path := Path(f"/proc/{pid}/cmdline")).exists()]
+    return any(b"lowmem\0train" in command for command in commands)
 
 
 def _pids_below(node: Any) -> set[int]:
