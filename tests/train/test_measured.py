@@ -7,24 +7,25 @@ from lowmem.models.loss import ModelLoss
 from lowmem.train.measured import INFERENCE, MeasuredFirstStep
 from tests.tiny import lm_batch, run_config, tiny_model
 
+VOCABULARY = 20_000
+"""More than a piece of it that a zeroth-order step builds at a time."""
+
 
 def first_step(architecture: str = "llama", **config: object) -> tuple[MeasuredFirstStep, object]:
-    model = tiny_model(architecture, vocab_size=4000, hidden_size=64)
+    model = tiny_model(architecture, vocab_size=VOCABULARY, hidden_size=64)
     settings = run_config(**config)
-    method = MeasuredFirstStep(build_method(settings, model), model, vocabulary=4000)
+    method = MeasuredFirstStep(build_method(settings, model), model, vocabulary=VOCABULARY)
     method.step(ModelLoss(model), [lm_batch(), lm_batch(seed=1)], lr=1e-3, step=0)
     return method, model
 
 
-def test_a_zeroth_order_step_needs_inference_plus_at_most_the_largest_tensor_and_a_hidden_matrix() -> None:
-    """A piece of these tiny vocabularies is almost the whole; tests/methods/zo/test_memory.py has the tight bound."""
+def test_a_zeroth_order_step_needs_inference_plus_at_most_the_largest_tensor() -> None:
     for architecture in ("llama", "opt", "gpt2"):
         for algorithm in ("mezo", "adanaged"):
             method, _ = first_step(architecture, method={"kind": "zo", "algorithm": algorithm})
             largest = max(tensor.nbytes for tensor in method.trainable.values())
-            hidden = max(t.nbytes for name, t in method.trainable.items() if t.shape[0] != 4000)
             extra = max(method.peaks.values()) - method.peaks[INFERENCE]
-            assert 0 < extra <= largest + hidden, (architecture, algorithm)
+            assert 0 < extra <= largest, (architecture, algorithm)
 
 
 def test_full_finetuning_holds_gradients_and_state_besides_the_weights() -> None:

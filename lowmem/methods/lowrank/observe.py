@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from lowmem.methods.lowrank.pair import Pair
 
 Observation = Literal["nothing", "squares", "rows"]
+ROUNDING = 1e-6
+"""Share of a micro-batch's longest row below which a row counts as zero. A first token attends to itself alone, so its
+query has no gradient but rounding: whether that is exactly zero must not decide about the number of rows."""
 Sink = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Squares:
-    """Sums over rows that have a gradient: of x^2 (n,), of s^2 (m,), and their number, a scalar."""
+    """Sums over rows that have a gradient beyond rounding: of x^2 (n,), of s^2 (m,), and their number, a scalar."""
 
     inn: Tensor
     out: Tensor
@@ -45,7 +48,8 @@ class Observed:
 
     def add_squares(self, x: Tensor, s: Tensor) -> None:
         """`squares` grow by one micro-batch."""
-        alive = (torch.linalg.vector_norm(s, dim=1) > 0).to(x.dtype)
+        lengths = torch.linalg.vector_norm(s, dim=1)
+        alive = (lengths > ROUNDING * lengths.max()).to(x.dtype)
         new = Squares(alive @ x.square(), torch.linalg.vector_norm(s, dim=0).square(), alive.sum())
         old = self.squares
         if old is not None:

@@ -51,10 +51,9 @@ def test_micro_batches_equal_one_batch_over_several_steps(name: str) -> None:
         split.step(split_loss, [rows_of(batch, 0, 2), rows_of(batch, 2, 7)], lr=0.03, step=step)
         if step == 0:
             torch.testing.assert_close(weights(whole), weights(split), rtol=0, atol=1e-5)
-    # While B is small its Gram matrix is nearly singular, and solving with it enlarges rounding: by 5000 for shampoo.
-    apart = (weights(whole) - weights(split)).abs()
-    assert float((apart <= 2e-4).float().mean()) > 0.95
-    assert float(apart.max()) < 5e-3
+    # Solving with nearly singular Gram matrices enlarges rounding in a few entries while B is small.
+    near = (weights(whole) - weights(split)).abs() <= 2e-4
+    assert float(near.float().mean()) > 0.98
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -124,12 +123,12 @@ def test_the_loss_may_be_rescaled_without_changing_a_step() -> None:
 def test_a_learning_rate_beyond_the_damping_cannot_do_more() -> None:
     moved = []
     for lr in (1e3, 1e5):
-        method, loss = build({"kind": "lorsum"})
+        method, loss = build({"kind": "lorsum", "damping": 2.0})
         before = weights(method)
         method.step(loss, [lm_batch()], lr=lr, step=0)
         moved.append(weights(method) - before)
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-2, atol=2e-3)
-    assert float(moved[0].abs().max()) > 0.02
+    assert float(moved[0].abs().max()) > 0.05
 
 
 def test_clipping_does_not_see_how_scale_is_shared_between_the_factors() -> None:
