@@ -41,6 +41,7 @@ times are ratios or belong to the machine named beside them.
 - Speed of a zeroth-order step on OPT-1.3B's shape, and anything in bf16 with instructions for it (none here).
 - Plans of quantization; quality of quantized models: the parts exist and are tested, no real model was quantized yet.
 - Loop rescue on a model that truly loops: detector and policy are tested on written texts and scripted models only.
+- Scales of a quantized base by zeroth order (QZO), and GUM against GaLore: protocols are committed, nothing has run.
 - LoRSum against LoRA's best rate on three tasks: 80 of 192 cells of its protocol are done, one task (docs/LOG.md).
 """
 
