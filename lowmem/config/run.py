@@ -14,22 +14,20 @@ from pydantic import (
 )
 
 from lowmem.config.base import Section
+from lowmem.config.coherence import objections
 from lowmem.config.dataset import Dataset
 from lowmem.config.generation import GenerationConfig
-from lowmem.config.loss import CrossEntropyLoss, Loss, ScoreLoss
+from lowmem.config.loss import CrossEntropyLoss, Loss
 from lowmem.config.method import (
-    AdapterMethod,
-    AutoMethod,
     GaloreMethod,
-    GumMethod,
     LoraMethod,
     LoraMuonMethod,
     LorsumMethod,
     Method,
     ZoMethod,
 )
-from lowmem.config.optimizer import AdamW, Optimizer, SoftMuon, SoftSignum, Spectral
-from lowmem.config.quantization import Nf4, NoQuantization, Quantization
+from lowmem.config.optimizer import AdamW, Optimizer
+from lowmem.config.quantization import NoQuantization, Quantization
 from lowmem.errors import ConfigError
 from lowmem.units import parse_bytes
 
@@ -135,54 +133,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> RunConfig:
-        method = self.method
-        if isinstance(self.loss, ScoreLoss) and not isinstance(method, ZoMethod):
-            raise ValueError(
-                f"loss.kind: score has no gradient, and method.kind: {method.kind} needs one; use method: zo "
-                "(with train_adapter to train an adapter), or loss: cross_entropy"
-            )
-        if isinstance(method, ZoMethod) and method.parameter_free and self.learning_rate is not None:
-            raise ValueError(
-                f"learning_rate: {method.algorithm} is parameter-free and chooses its own step; "
-                "remove learning_rate, or use method.algorithm: mezo"
-            )
-        if isinstance(method, ZoMethod) and method.measures_noise and self.effective_batch_size < 2:
-            raise ValueError(
-                "method.step_rule: snr measures the noise of a batch from its examples and needs two at least; raise "
-                "per_device_train_batch_size or gradient_accumulation_steps, or use step_rule: parameter_free"
-            )
-        if not isinstance(self.quantization, NoQuantization):
-            beside = isinstance(method, ZoMethod) and (method.train_adapter or method.train == "scales")
-            if not (beside or isinstance(method, AdapterMethod | AutoMethod)):
-                raise ValueError(
-                    f"quantization.kind: {self.quantization.kind} freezes the base, so method.kind: {method.kind} has "
-                    "nothing to train; use method: lora, or zo with train_adapter or train: scales, or quantization: "
-                    "none"
-                )
-        nested = isinstance(self.quantization, Nf4) and self.quantization.double_quant
-        if isinstance(method, ZoMethod) and method.train == "scales" and nested:
-            raise ValueError(
-                "method.train: scales needs scales that are numbers, and quantization.double_quant: true stores them "
-                "as 8-bit codes; set double_quant: false"
-            )
-        if isinstance(method, LorsumMethod | LoraMuonMethod) and self.optimizer != AdamW():
-            raise ValueError(
-                f"optimizer: method.kind: {method.kind} has its own update rule; remove optimizer, or use method: lora"
-            )
-        if isinstance(method, GumMethod) and isinstance(self.optimizer, Spectral):
-            raise ValueError(
-                f"optimizer: method.kind: gum has its own rule for matrices, and {self.optimizer.kind} is for nothing "
-                "else; use an optimizer that serves vectors and embeddings: adamw, adamw8bit, lion, signum, sgd, …"
-            )
-        if isinstance(self.optimizer, SoftSignum | SoftMuon) and self.max_steps is None:
-            raise ValueError(
-                f"optimizer: {self.optimizer.kind} softens towards the end of the run and must know it beforehand; set "
-                "max_steps"
-            )
-        if (self.early_stopping_patience or self.load_best_model_at_end) and not self.eval_dataset:
-            raise ValueError("eval_dataset: is needed by early_stopping_patience and load_best_model_at_end")
-        if isinstance(method, LoraMethod) and method.use_dora and method.init_lora_weights == "pissa":
-            raise ValueError("method.use_dora: cannot be combined with init_lora_weights: pissa; choose one")
+        for objection in objections(self):
+            raise ValueError(objection)
         return self
 
     @property
