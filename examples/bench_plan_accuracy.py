@@ -39,14 +39,38 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": {"kind": "lora"}},
     "lora on nf4": {"method": {"kind": "lora"}, "quantization": {"kind": "nf4"}},
     "lora on int8": {"method": {"kind": "lora"}, "quantization": {"kind": "int8"}},
+    "lorsum": {"method": {"kind": "lorsum"}},
     "zo mezo": {"method": {"kind": "zo", "algorithm": "mezo"}},
     "zo adanaged": {"method": {"kind": "zo"}},
 }
+"""On every shape; the others that are registered (`registered`) run on the smallest."""
 BF16 = (("full adamw", 1), ("lora", 4), ("zo mezo", 4))
 """Besides, in bf16 on the smallest shape: without bf16 units a CPU takes minutes for each."""
 SETTINGS = ((1, False), (4, True))
 """Micro-batch and checkpointing."""
 SHAPES = ("smollm2-135m", "opt-125m", "qwen3-small")
+SMALLEST = SHAPES[-1]
+
+
+def registered() -> dict[str, dict[str, Any]]:
+    """Every method, optimizer and zeroth-order algorithm that a config can name and `METHODS` does not, by name."""
+    from typing import get_args
+
+    from lowmem.config.method import AutoMethod, Method, ZoAlgorithm
+    from lowmem.config.optimizer import Optimizer
+
+    def kinds(union: Any) -> list[Any]:
+        return [section for section in get_args(get_args(union)[0]) if section is not AutoMethod]
+
+    found: dict[str, dict[str, Any]] = {}
+    for section in kinds(Method):
+        found[section().kind] = {"method": {"kind": section().kind}}
+    for algorithm in get_args(ZoAlgorithm):
+        found[f"zo {algorithm}"] = {"method": {"kind": "zo", "algorithm": algorithm}}
+    for section in kinds(Optimizer):
+        kind = section.model_fields["kind"].default
+        found[f"full {kind}"] = {"method": {"kind": "full"}, "optimizer": {"kind": kind}, "max_steps": 100}
+    return {name: keys for name, keys in found.items() if name not in ("full", "zo", *METHODS)}
 
 
 @dataclass(frozen=True)
@@ -87,7 +111,7 @@ def shape_of(name: str) -> Any:
 def config_of(case: Case, model: str) -> Any:
     from lowmem.config.run import RunConfig
 
-    keys = METHODS[case.method] | {"gradient_checkpointing": case.checkpointing, "dtype": case.dtype}
+    keys = (METHODS | registered())[case.method] | {"gradient_checkpointing": case.checkpointing, "dtype": case.dtype}
     return RunConfig(**{"model": model, "dataset": [{"format": "text", "path": "none"}], **keys})
 
 
@@ -97,6 +121,12 @@ def work_of(case: Case) -> Any:
 
     batch = BatchShape(case.examples, case.tokens)
     return Work(batch, eval_batch=batch)
+
+
+def trains_adapter(case: Case) -> bool:
+    from lowmem.config.method import AdapterMethod
+
+    return isinstance(config_of(case, "none").method, AdapterMethod)
 
 
 def measure(case: Case, folder: str) -> dict[str, Any]:
@@ -148,7 +178,7 @@ def compare(case: Case, real: dict[str, Any]) -> dict[str, Any]:
     predicted = predict(config_of(case, "none"), shape_of(case.shape), work_of(case))
     peak = max(real["phases"].values())
     phases = {name: [predicted.phases[name].nbytes, real["phases"][name]] for name in real["phases"]}
-    expected_rss = predicted.peak.nbytes + CPU.base + CPU.workspace + (CPU.adapters if "lora" in case.method else 0)
+    expected_rss = predicted.peak.nbytes + CPU.base + CPU.workspace + (CPU.adapters if trains_adapter(case) else 0)
     return {
         "case": case.title,
         "predicted": predicted.peak.nbytes,
@@ -218,9 +248,10 @@ def plan_of(
 
 def cases(*, quick: bool) -> list[Case]:
     if quick:
-        return [Case("qwen3-small", "lora", 2, True, 32)]
+        return [Case(SMALLEST, "lora", 2, True, 32)]
     every = [Case(shape, name, rows, ckpt) for shape in SHAPES for name in METHODS for rows, ckpt in SETTINGS]
-    return [*every, *(Case("qwen3-small", name, rows, True, dtype="bf16") for name, rows in BF16)]
+    others = [Case(SMALLEST, name, rows, ckpt) for name in registered() for rows, ckpt in SETTINGS]
+    return [*every, *others, *(Case(SMALLEST, name, rows, True, dtype="bf16") for name, rows in BF16)]
 
 
 def line(row: dict[str, Any]) -> str:
