@@ -77,6 +77,7 @@ class Fit:
     best_step: int
 
 
+@torch.enable_grad()
 def fit(W: Tensor, H: Tensor, coder: Coder, left: Rotation, right: Rotation, options: FitOptions) -> Fit:
     """Both rotations fitted for `W` (m, n) and damped `H` (n, n), fp32.
 

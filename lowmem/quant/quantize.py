@@ -90,7 +90,7 @@ def quantize_weight(W: Tensor, H: Tensor, options: QuantizeOptions) -> Quantized
     for name, tensor in (("weight", W), ("second moment", H)):
         if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"the {name} of shape {tuple(tensor.shape)} holds NaN or infinity: it cannot be coded")
-    W, H = W.float(), damped(H)
+    W, H = W.detach().float(), damped(H)
     tried = [_candidate(name, W, H, options) for name in options.candidates]
     best = min(tried, key=lambda weight: weight.reports[0].loss)
     return replace(best, reports=tuple(weight.reports[0] for weight in tried))

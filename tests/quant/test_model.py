@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,12 @@ def test_linears_that_see_no_text_are_named(tmp_path: Path) -> None:
     model.model.layers[0].add_module("unused", nn.Linear(4, 4))
     with pytest.raises(ConfigError, match="unused saw no calibration text"):
         coded(model, tmp_path)
+
+
+def test_rotations_are_fitted_although_the_model_runs_without_gradients(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    options = replace(OPTIONS, kind="s2", candidates=("harp",))
+    weights: dict[str, QuantizedWeight] = {}
+    quantize_blocks(model, batches(), lambda name: options, WeightStore(tmp_path, "x"), on_weight=weights.__setitem__)
+    angles = [angle for weight in weights.values() for angle in weight.right.angles]
+    assert any(bool(angle.any()) for angle in angles)
