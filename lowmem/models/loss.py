@@ -1,9 +1,8 @@
 """The training loss of any causal LM, without ever holding the logits of all tokens.
 
 The decoder runs once; its hidden states at positions that carry loss are sent through the head in chunks of
-`chunk_tokens`. A trained head recomputes each chunk in the backward pass; a frozen one leaves the gradient of its input
-behind at once and is never run again. Only labelled positions reach the head at all, and a one-token classification
-task needs one position per example.
+`chunk_tokens`, which leave their gradients behind instead of logits (`head_loss.py`). Only labelled positions reach the
+head at all, and a one-token classification task needs one position per example.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lowmem.data.batch import Batch, Options
 from lowmem.errors import FormatError
+from lowmem.models.head_loss import head_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,21 +122,14 @@ class ModelLoss:
         rows, columns = batch.positions
         hidden = self._hidden(batch)[rows, columns]
         wanted = batch.labels[rows, columns + 1]
-        pieces = [
-            self._nll(h, w)
-            for h, w in zip(
-                torch.split(hidden, self._chunk_tokens), torch.split(wanted, self._chunk_tokens), strict=True
-            )
-        ]
-        return torch.cat(pieces), rows
+        return self._nll(hidden, wanted), rows
 
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self._nll_chunk(hidden, targets)
-        if any(parameter.requires_grad for parameter in self._head.parameters()):
-            return cast(Tensor, checkpoint(self._nll_chunk, hidden, targets, use_reentrant=False))
-        nll: Tensor = _FrozenHead.apply(hidden, targets, self._nll_chunk)  # type: ignore[no-untyped-call]
-        return nll
+        if torch.is_grad_enabled():
+            trained = [parameter for parameter in self._head.parameters() if parameter.requires_grad]
+            return head_losses(hidden, targets, self._nll_chunk, chunk_tokens=self._chunk_tokens, parameters=trained)
+        chunks = zip(torch.split(hidden, self._chunk_tokens), torch.split(targets, self._chunk_tokens), strict=True)
+        return torch.cat([self._nll_chunk(h, wanted) for h, wanted in chunks])
 
     def _nll_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self._logits(hidden), targets, reduction="none")
@@ -157,25 +149,3 @@ class ModelLoss:
         mean = -zeros.index_add(0, rows, nll) / zeros.index_add(0, rows, torch.ones_like(nll))
         scores = nll.new_full((options.gold.shape[0], options.count), -torch.inf)
         return scores.index_put((options.example, options.option), mean)
-
-
-class _FrozenHead(torch.autograd.Function):
-    """Losses (N,) of hidden states (N, D) through a head without trained parameters.
-
-    Each loss depends on its own row alone, so its gradient (N, D) is known up to a factor in the forward pass already:
-    it is kept in place of the logits, and backward only scales its rows.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, losses: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        with torch.enable_grad():
-            leaf = hidden.detach().requires_grad_()
-            nll = losses(leaf, targets)
-            (gradient,) = torch.autograd.grad(nll.sum(), leaf)
-        ctx.save_for_backward(gradient)
-        return nll.detach()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None

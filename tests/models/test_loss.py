@@ -30,20 +30,45 @@ def test_gradients_do_not_depend_on_the_chunk_size() -> None:
     torch.testing.assert_close(gradients[1], gradients[2], rtol=1e-5, atol=1e-6)
 
 
-def test_a_frozen_head_gives_the_gradients_of_a_trained_one_without_running_twice() -> None:
-    """In units of its forward: once per chunk where it is frozen, twice (recomputed) where it is trained."""
-    batch, gradients, calls = lm_batch(rows=4), [], []
+@pytest.mark.parametrize(("weights", "runs"), [((1.0, 1.0, 1.0, 1.0), 1), ((1.0, 2.0, 3.0, 4.0), 2)])
+def test_a_head_runs_once_where_all_tokens_count_the_same(weights: tuple[float, ...], runs: int) -> None:
+    """A frozen one always: its gradients need no sum over tokens. Both give the gradients of the plain computation."""
+    batch, heads, others, calls = lm_batch(rows=4), [], [], []
     for frozen in (False, True):
         model = tiny_model("gemma2", tie_word_embeddings=False)  # caps its logits
-        model.get_output_embeddings().weight.requires_grad_(not frozen)
-        runs: list[int] = []
-        model.get_output_embeddings().register_forward_hook(lambda *_, runs=runs: runs.append(1))
-        sums = ModelLoss(model, chunk_tokens=7)(batch)
-        (sums.per_example * torch.arange(1.0, 5.0)).sum().backward()
-        gradients.append(model.model.layers[0].mlp.up_proj.weight.grad)
-        calls.append(len(runs))
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
-    assert calls[0] == 2 * calls[1]
+        head = model.get_output_embeddings().requires_grad_(not frozen)
+        seen: list[int] = []
+        head.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        (ModelLoss(model, chunk_tokens=7)(batch).per_example * torch.tensor(weights)).sum().backward()
+        heads.append(head.weight.grad)
+        others.append(model.model.layers[0].mlp.up_proj.weight.grad)
+        calls.append(len(seen))
+    expected = tiny_model("gemma2", tie_word_embeddings=False)
+    logits = expected(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+    nll = F.cross_entropy(logits.transpose(1, 2), batch.labels[:, 1:], reduction="none", ignore_index=IGNORE)
+    (nll.sum(1) * torch.tensor(weights)).sum().backward()
+    torch.testing.assert_close(heads[0], expected.lm_head.weight.grad, rtol=1e-4, atol=1e-6)
+    for gradient in others:
+        torch.testing.assert_close(gradient, expected.model.layers[0].mlp.up_proj.weight.grad, rtol=1e-4, atol=1e-6)
+    assert heads[1] is None
+    assert calls[0] == runs * calls[1]
+
+
+def test_backward_may_come_twice() -> None:
+    model, batch = tiny_model(), lm_batch()
+    total = ModelLoss(model, chunk_tokens=7)(batch).total
+    total.backward(retain_graph=True)
+    once = [p.grad.clone() for p in model.parameters()]
+    total.backward()
+    for gradient, parameter in zip(once, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_micro_batch_without_trained_tokens_has_gradients_of_zero() -> None:
+    model, batch = tiny_model(), lm_batch()
+    nothing = Batch(batch.input_ids, batch.attention_mask, torch.full_like(batch.labels, IGNORE))
+    ModelLoss(model)(nothing).total.backward()
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 def test_sums_and_counts_are_per_example() -> None:

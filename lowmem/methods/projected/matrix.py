@@ -154,7 +154,8 @@ class ProjectedMatrix:
 
     def _apply_low(self, coords: Tensor, factor: float, *, lr: float, update: int, key: int) -> None:
         shared = self._shared
-        coords.mul_(factor / (1 - shared.draw.share))
+        if (scale := factor / (1 - shared.draw.share)) != 1.0:
+            coords.mul_(scale)
         step = torch.zeros_like(coords)
         shared.branches.rule.update_(step, coords, self._slots, lr=lr, t=update + 1, rounding_key=key)
         if shared.branches.gain != 1.0:

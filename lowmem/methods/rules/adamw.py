@@ -43,6 +43,10 @@ class AdamW:
         m = slab.state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
         v = slab.state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         denominator = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
-        value = slab.weight.float() * (1 - lr * self.weight_decay)
-        value.addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
-        slab.assign_(value, rounding_key)
+        keep, rate = 1 - lr * self.weight_decay, lr / (1 - beta1**t)
+        if slab.weight.dtype == torch.float32:  # in place: the same bits, two passes over memory less
+            kept = slab.weight if keep == 1.0 else slab.weight.mul_(keep)
+            kept.addcdiv_(m, denominator, value=-rate)
+            return
+        value = slab.weight.float() * keep
+        slab.assign_(value.addcdiv_(m, denominator, value=-rate), rounding_key)

@@ -44,6 +44,18 @@ def test_msign_does_not_see_the_scale_and_leaves_its_argument_alone() -> None:
     assert torch.equal(m, before)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_a_long_matrix_is_iterated_through_its_gram_to_the_same_result(steps: int) -> None:
+    m = matrix((6, 24))
+    m[5] = m[4] * (1 + 1e-3)  # nearly singular: small directions must survive the square
+    x = m / m.norm()
+    for _ in range(steps):  # the quintic as it is written, in fp64
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    torch.testing.assert_close(msign(m.float(), steps).double(), x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(msign(m.T.float(), steps).double(), x.T, rtol=1e-3, atol=1e-3)
+
+
 def test_msign_of_zero_is_zero_and_of_low_rank_stays_low_rank() -> None:
     assert not msign(torch.zeros(4, 3)).any()
     thin = matrix((24, 6))[:, :2] @ matrix((6, 24))[:2]
