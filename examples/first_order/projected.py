@@ -4,7 +4,7 @@ Their time is amortised over a refresh period of `PERIOD` steps: a step without 
 extra cost of a step with the SVDs of all matrices, timed alone, once per period. Ours takes its turns at refreshing
 within the timed steps. Neither clips. galore-torch is an optimizer, so it is given this project's chunked loss: the
 ratios are of the methods. Against a plain script, with the model's own loss on their side, `_script_` ratios stand
-beside them: there ours recomputes the output head to save memory. Needs `pip install 'lowmem[bench]'`.
+beside them. Needs `pip install 'lowmem[bench]'`.
 """
 
 from __future__ import annotations
