@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -73,10 +74,12 @@ def quantize_blocks(
     store: WeightStore,
     *,
     on_weight: Progress = lambda name, weight: None,
+    workers: int = 1,
 ) -> None:
     """Code every block's linears; the model holds the decoded weights after, the store the codes.
 
-    `batches` are keyword arguments of the model (input_ids, attention_mask). Raises `ConfigError` without batches.
+    `batches` are keyword arguments of the model (input_ids, attention_mask). `workers` matrices are coded at a time,
+    each in a thread: the same bits, and as many fits in memory. Raises `ConfigError` without batches.
     """
     if not batches:
         raise ConfigError("quantizing needs calibration text: no batch was given")
@@ -87,7 +90,7 @@ def quantize_blocks(
         part, prefix = f"block-{index:03d}", f"{root}.{index}"
         weights = store.load(part)
         if weights is None:
-            weights = _code_block(prefix, block, index, calls, options_for)
+            weights = _code_block(prefix, block, index, calls, options_for, workers)
             store.save(part, weights)
         for name, weight in weights.items():
             linear = model.get_submodule(name)
@@ -137,15 +140,21 @@ def _linears(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _code_block(
-    prefix: str, block: nn.Module, index: int, calls: Sequence[_Calls], options_for: OptionsFor
+    prefix: str, block: nn.Module, index: int, calls: Sequence[_Calls], options_for: OptionsFor, workers: int
 ) -> dict[str, QuantizedWeight]:
     wanted = {name: (linear, options_for(name)) for name, linear in _linears(prefix, block)}
     chosen = {name: (linear, options) for name, (linear, options) in wanted.items() if options is not None}
     moments = _moments({name: linear for name, (linear, _) in chosen.items()}, block, index, calls)
-    return {
-        name: quantize_weight(linear.weight, moments[name].value(), options)
-        for name, (linear, options) in chosen.items()
-    }
+
+    def code(name: str) -> QuantizedWeight:
+        linear, options = chosen[name]
+        with torch.no_grad():  # a thread begins with gradients on
+            return quantize_weight(linear.weight, moments[name].value(), options)
+
+    largest_first = sorted(chosen, key=lambda name: -chosen[name][0].weight.numel())
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        coded = dict(zip(largest_first, pool.map(code, largest_first), strict=True))
+    return {name: coded[name] for name in chosen}
 
 
 def _moments(

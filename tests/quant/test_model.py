@@ -132,3 +132,14 @@ def test_rotations_are_fitted_although_the_model_runs_without_gradients(tmp_path
     quantize_blocks(model, batches(), lambda name: options, WeightStore(tmp_path, "x"), on_weight=weights.__setitem__)
     angles = [angle for weight in weights.values() for angle in weight.right.angles]
     assert any(bool(angle.any()) for angle in angles)
+
+
+def test_two_workers_code_the_same_bits_as_one(tmp_path: Path) -> None:
+    found = []
+    for workers in (1, 2):
+        weights: dict[str, QuantizedWeight] = {}
+        store = WeightStore(tmp_path / str(workers), "x")
+        quantize_blocks(tiny_model("llama"), batches(), every, store, on_weight=weights.__setitem__, workers=workers)
+        found.append(weights)
+    assert list(found[0]) == list(found[1])
+    assert all(torch.equal(dequantize(found[0][name]), dequantize(found[1][name])) for name in found[0])
