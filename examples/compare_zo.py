@@ -194,11 +194,14 @@ def _record(protocol: Protocol, keys: dict[str, Any], tables: list[dict[str, Any
 
     reached, total = keys["adanaged_at_least_tuned_mezo"], keys["tasks_total"]
     missing = f"; not finished: {', '.join(keys['unfinished'])}" if keys["unfinished"] else ""
+    decided = list(keys["adanaged_against_tuned_mezo"].values())
+    better, worse, undecided = (decided.count(word) for word in ("better", "worse", "undecided"))
     commits = sorted({cell["outcome"]["commit"][:10] for cell in protocol.cells()})
     write_result(
         f"compare_zo{'' if protocol.tier == 'session' else '_' + protocol.tier}",
         title="Zeroth-order methods at equal numbers of forwards",
-        headline=f"untuned adanaged at least as good as tuned mezo on {reached} of {total} tasks{missing}",
+        headline=f"untuned adanaged's mean loss is at most tuned mezo's on {reached} of {total} tasks; by the seeds' "
+        f"spread {better} better, {undecided} undecided, {worse} worse{missing}",
         command=f"python examples/compare_zo.py --tier {protocol.tier}",
         keys=keys
         | {
@@ -207,7 +210,8 @@ def _record(protocol: Protocol, keys: dict[str, Any], tables: list[dict[str, Any
             "commits_that_ran": commits,
         },
         tables=tables,
-        notes=protocol.question.strip(),
+        notes=f"{protocol.question.strip()}\n\n`commits_that_ran`: the working tree's commit at the end of a cell; "
+        "a script that was already running kept the code that it had loaded.",
     )
 
 
