@@ -35,16 +35,21 @@ class GenerationShape:
 def generate_once(model: PreTrainedModel, shape: GenerationShape, tracker: LiveBytes) -> None:
     """Reads the longest prompt and decodes the last tokens, under an active `tracker`, in its phase `generate`."""
     with tracker.phase(PHASE):
-        slots = Slots(model, slots=shape.rows, context=shape.context, pad_id=0, kv_dtype=shape.kv_dtype)
-        tracker.mark_part("prefill")
-        slots.extend(0, [1] * min(shape.prompt, 2))  # makes the cache, so that it is counted as what it is
-        for tensor in slots.tensors:
-            tracker.track(tensor, KV_CACHE)
-        slots.clear(0)
-        slots.extend(0, [1] * shape.prompt)
-        tracker.mark_part("decode")
-        slots.lengths[:] = [shape.context - 1] * shape.rows
-        slots.step(dict.fromkeys(range(shape.rows), 1))
+        answer(model, shape, tracker)
+
+
+def answer(model: PreTrainedModel, shape: GenerationShape, tracker: LiveBytes) -> None:
+    """The same in the phase that is under way: answers that a loss asks for."""
+    slots = Slots(model, slots=shape.rows, context=shape.context, pad_id=0, kv_dtype=shape.kv_dtype)
+    tracker.mark_part("prefill")
+    slots.extend(0, [1] * min(shape.prompt, 2))  # makes the cache, so that it is counted as what it is
+    for tensor in slots.tensors:
+        tracker.track(tensor, KV_CACHE)
+    slots.clear(0)
+    slots.extend(0, [1] * shape.prompt)
+    tracker.mark_part("decode")
+    slots.lengths[:] = [shape.context - 1] * shape.rows
+    slots.step(dict.fromkeys(range(shape.rows), 1))
 
 
 def cache_bytes(model: PreTrainedModel, shape: GenerationShape) -> int:

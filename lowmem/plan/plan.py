@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowmem.config.dataset import ProceduralData, QaData, TaskData, TextData
+from lowmem.config.loss import ScoreLoss
 from lowmem.config.method import AutoMethod
 from lowmem.config.run import RunConfig
 from lowmem.errors import BudgetError
@@ -45,7 +46,7 @@ def work_of(config: RunConfig, examples: int, *, tokens: int | None = None) -> W
     evaluated = BatchShape(config.per_device_eval_batch_size, length, options) if config.eval_dataset else None
     several = examples < config.effective_batch_size  # then gradients lie beside the next micro-batch's activations
     batch = BatchShape(examples, length, options, packed=packed)
-    return Work(batch, evaluated, _generation(config), micro_batches=2 if several else 1)
+    return Work(batch, evaluated, _generation(config), _scored(config, batch), micro_batches=2 if several else 1)
 
 
 def _generation(config: RunConfig) -> GenerationShape | None:
@@ -54,6 +55,14 @@ def _generation(config: RunConfig) -> GenerationShape | None:
     if not (answered and config.eval_generate):
         return None
     return GenerationShape(config.per_device_eval_batch_size, config.max_length, config.generation.max_new_tokens)
+
+
+def _scored(config: RunConfig, batch: BatchShape) -> GenerationShape | None:
+    """The answers of a score; accuracy reads the options' likelihoods instead."""
+    loss = config.loss
+    if not isinstance(loss, ScoreLoss) or loss.function == "accuracy":
+        return None
+    return GenerationShape(batch.examples, batch.tokens, loss.max_new_tokens)
 
 
 def plan_run(

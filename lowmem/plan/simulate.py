@@ -20,7 +20,7 @@ from lowmem.methods.base import Method
 from lowmem.models.loss import LossFn, LossSums, ModelLoss
 from lowmem.models.modes import eval_mode
 from lowmem.plan.fakes import BatchShape, fake_run
-from lowmem.plan.generation import GenerationShape, generate_once
+from lowmem.plan.generation import GenerationShape, answer, generate_once
 from lowmem.plan.tracker import ADAPTER, OPTIMIZER, WEIGHTS, LiveBytes, Peak, PhasedLoss
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Work:
     eval_batch: BatchShape | None = None
     generation: GenerationShape | None = None
     """Answers that the evaluation generates."""
+    scored: GenerationShape | None = None
+    """Answers that every evaluation of the loss generates (`loss: {kind: score}`)."""
     micro_batches: int = 1
 
 
@@ -63,7 +65,7 @@ def simulate(config: RunConfig, shape: PretrainedConfig, work: Work, *, granular
         resident = measure_run(
             run.method,
             run.model,
-            PlannedLoss(loss),
+            PlannedLoss(loss if work.scored is None else ScoredShape(run.model, work.scored, tracker)),
             [batch] * work.micro_batches,
             tracker=tracker,
             evaluate=None if watched is None else lambda: evaluate_batch(loss, watched),
@@ -179,6 +181,18 @@ def _leave(tracker: LiveBytes, label: str, *, last: bool) -> Any:
     return hook
 
 
+class ScoredShape:
+    """A loss that answers prompts of a shape, as scores do, and gives every row the same fake number."""
+
+    def __init__(self, model: Any, shape: GenerationShape, tracker: LiveBytes) -> None:
+        self._model, self._shape, self._tracker = model, shape, tracker
+
+    def __call__(self, batch: Batch) -> LossSums:
+        answer(self._model, self._shape, self._tracker)
+        scores = torch.zeros(batch.examples, dtype=torch.float64)
+        return LossSums(scores, torch.ones_like(scores))
+
+
 class PlannedLoss:
     """The loss of a fake run. Its results differ from call to call, as real ones do, and its repetitions are cut short.
 
@@ -188,7 +202,7 @@ class PlannedLoss:
 
     REPEATS = 3
 
-    def __init__(self, loss_fn: ModelLoss) -> None:
+    def __init__(self, loss_fn: LossFn) -> None:
         self._loss_fn = loss_fn
         self._calls = 0
         self._known: dict[int, list[LossSums]] = {}

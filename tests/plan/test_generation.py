@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from lowmem.data.batch import Batch
 from lowmem.methods.build import build_method
+from lowmem.models.loss import LossSums
 from lowmem.models.modes import eval_mode
 from lowmem.models.slots import Slots
 from lowmem.plan.fakes import BatchShape, fake_run
 from lowmem.plan.generation import PHASE, GenerationShape, cache_bytes
-from lowmem.plan.simulate import Work, simulate
+from lowmem.plan.simulate import Work, measure_run, simulate
 from lowmem.plan.tracker import KV_CACHE, LiveBytes, Peak
 from tests.tiny import run_config, tiny_config, tiny_model
 
@@ -67,3 +70,42 @@ def test_evaluation_with_a_verifier_plans_its_answers() -> None:
     work = work_of(asked, 4)
     assert work.generation == GenerationShape(asked.per_device_eval_batch_size, 64, asked.generation.max_new_tokens)
     assert work_of(run_config(eval_dataset=[data], eval_generate=False), 4).generation is None
+
+
+def answered_step() -> int:
+    """Largest number of live bytes of a zeroth-order step whose loss answers three prompts."""
+    config = run_config(method={"kind": "zo", "algorithm": "mezo"})
+    model: Any = tiny_model("llama")
+    method = build_method(config, model)
+    tracker = LiveBytes()
+
+    def loss(batch: Batch) -> LossSums:
+        slots = Slots(model, slots=SHAPE.rows, context=SHAPE.context, pad_id=0)
+        for slot in range(SHAPE.rows):
+            slots.extend(slot, [5 + slot] * SHAPE.prompt)
+        for _ in range(SHAPE.new):
+            slots.step({0: 5, 1: 6, 2: 7})
+        return LossSums(torch.arange(3.0).double() + len(tracker.peaks), torch.ones(3).double())
+
+    with eval_mode(model), tracker:
+        measure_run(method, model, loss, [BatchShape(3, 20).batch()], tracker=tracker)
+    return tracker.peaks["forward"]
+
+
+def test_a_step_on_scores_plans_the_answers_that_its_loss_generates() -> None:
+    config = run_config(method={"kind": "zo", "algorithm": "mezo"})
+    places = simulate(config, tiny_config("llama"), Work(BatchShape(3, 20), scored=SHAPE)).places
+    forwards = [peak for (phase, _), peak in places.items() if phase == "forward"]
+    assert max(peak.nbytes for peak in forwards) == pytest.approx(answered_step(), rel=0.02)
+    assert any(KV_CACHE in peak.components for peak in forwards)
+
+
+def test_a_loss_by_score_asks_for_answers_and_accuracy_for_none() -> None:
+    from lowmem.plan.plan import work_of
+
+    def scored(function: str) -> GenerationShape | None:
+        loss = {"kind": "score", "function": function, "max_new_tokens": 7}
+        return work_of(run_config(loss=loss, method={"kind": "zo"}, max_length=64), 4).scored
+
+    assert scored("f1") == GenerationShape(4, 64, 7)
+    assert scored("accuracy") is None
