@@ -6,7 +6,7 @@ noticed n + (count - 1) p tokens after it began, and never when that exceeds the
 
 The bare rule also fires on a ruled line and on a table of equal rows, so by default it is guarded (our choice):
 a short period must have gone on for a while, n-grams of one or two different tokens for longer, what stands between
-equal n-grams must be about the same each time, and inside code or tables twice as many repetitions are needed.
+equal n-grams must be about the same each time, and inside code or tables it must be exactly the same, twice as often.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class NGramRule:
         self._starts.setdefault(self._hash, deque()).append(start)
         if len(self._live) > self._window - self._n + 1:
             self._expire()
-        needed = 2 * self._count if strict and self._guarded else self._count
+        strict = strict and self._guarded
+        needed = 2 * self._count if strict else self._count
         starts = self._starts[self._hash]
         if len(starts) < needed:
             return None
@@ -57,6 +58,8 @@ class NGramRule:
             return None
         period = same[-1] - same[-2]
         onset = self._periodicity.since(tokens, period)
+        if strict and length - onset < max((needed - 1) * period, MONOTONE_COVERAGE):
+            return None  # code repeats itself around different names: only copies count
         if self._guarded and not _believable(tokens, [*same[-needed:], length], period, covered=length - onset):
             return None
         return Loop(self._name, min(onset, same[-needed]), period)

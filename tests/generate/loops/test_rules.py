@@ -93,6 +93,14 @@ def test_inside_code_twice_as_many_repetitions_are_needed() -> None:
     assert (loose[0] - 57, strict[0] - 57) == (20 + 3 * 30, 20 + 7 * 30)
 
 
+def test_turns_that_differ_a_little_are_a_loop_in_prose_and_boilerplate_in_code() -> None:
+    block = list(range(100, 140))
+    tokens = [token for turn in range(12) for token in [*block, 500 + turn]]
+    assert first_fire(NGramRule(), tokens) is not None
+    assert first_fire(NGramRule(), tokens, strict=True) is None
+    assert first_fire(NGramRule(), block * 12, strict=True) is not None
+
+
 @pytest.mark.parametrize(("period", "at"), [(1, 128), (5, 64), (16, 64), (30, 120), (512, 2048)])
 def test_the_tail_rule_wants_four_exact_copies(period: int, at: int) -> None:
     fired = first_fire(TailRule(), looping(period, 4 * period + 200))
@@ -182,6 +190,21 @@ def test_a_context_knows_fences_and_environments_also_across_pieces() -> None:
         context = context.after(piece)
         seen.append(context.strict)
     assert seen == [False, True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "strict"),
+    [
+        (["\n   ", " self", ".", "assert", "Equal", "(x", "_", "y", "),", " range", "(", "n", "))"], True),
+        (["So", " the", " answer", " is", " 3", " *", " (", "4", " +", " 5", ")", " =", " 27", "."], False),
+    ],
+    ids=["code", "arithmetic"],
+)
+def test_code_is_known_by_its_marks_without_a_fence(pieces: list[str], strict: bool) -> None:
+    context = TextContext()
+    for piece in pieces * 8:
+        context = context.after(piece)
+    assert context.strict is strict
 
 
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=120), st.integers(1, 6))
