@@ -47,7 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
 BF16 = (("full adamw", 1), ("lora", 4), ("zo mezo", 4))
 """Besides, in bf16 on the smallest shape: without bf16 units a CPU takes minutes for each."""
 SETTINGS = ((1, False), (4, True))
-"""Micro-batch and checkpointing."""
+"""Micro-batch and checkpointing: both on the smallest shape, in turn on the others."""
 SHAPES = ("smollm2-135m", "opt-125m", "qwen3-small")
 SMALLEST = SHAPES[-1]
 
@@ -249,7 +249,12 @@ def plan_of(
 def cases(*, quick: bool) -> list[Case]:
     if quick:
         return [Case(SMALLEST, "lora", 2, True, 32)]
-    every = [Case(shape, name, rows, ckpt) for shape in SHAPES for name in METHODS for rows, ckpt in SETTINGS]
+    larger = [
+        Case(shape, name, *SETTINGS[(at + turn) % 2])
+        for at, shape in enumerate(SHAPES[:-1])
+        for turn, name in enumerate(METHODS)
+    ]
+    every = larger + [Case(SMALLEST, name, rows, ckpt) for name in METHODS for rows, ckpt in SETTINGS]
     others = [Case(SMALLEST, name, rows, ckpt) for name in registered() for rows, ckpt in SETTINGS]
     return [*every, *others, *(Case(SMALLEST, name, rows, True, dtype="bf16") for name, rows in BF16)]
 
