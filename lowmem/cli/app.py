@@ -14,6 +14,7 @@ from lowmem.cli import (
     batch,
     chat,
     demo,
+    diagnose,
     doctor,
     evaluate,
     export,
@@ -94,3 +95,4 @@ app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(batch.app)
+app.add_typer(diagnose.app)

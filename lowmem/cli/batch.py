@@ -63,12 +63,12 @@ def run(
     from lowmem.jobs.batch import run as run_here
 
     with render.progress() as sink:
-        prepared = prepare(file, sink=sink, budget=budget, check=_check)
+        prepared = prepare(file, sink=sink, budget=budget, check=check_verb)
     if dry_run:
         _show_plan(prepared, as_json=as_json)
         refuse_too_large(prepared, partly=partly)
         return
-    with _view() as watch:
+    with view() as watch:
         if engine == "ray":
             entries = run_on_ray(prepared, address=address, watch=watch, max_parallel=max_parallel, partly=partly)
         else:
@@ -96,10 +96,10 @@ def status(
     if not watch:
         _show(read_status(file), as_json=as_json)
         return
-    with _view() as view:
+    with view() as show:
         entries = read_status(file)
         while any(entry.state in ("waiting", "running") for entry in entries):
-            view(entries)
+            show(entries)
             time.sleep(0.5)
             entries = read_status(file)
     _show(entries, as_json=as_json)
@@ -165,7 +165,7 @@ def export(
     from lowmem.jobs.batch_move import export as write_files
 
     with render.progress() as sink:
-        prepared = prepare(file, sink=sink, check=_check)
+        prepared = prepare(file, sink=sink, check=check_verb)
     files = write_files(prepared, output, to=to, gpus=gpus, gpu=gpu)
     render.message(f"wrote {len(files)} files; next: {'bash' if to == 'slurm' else 'sky jobs launch'} {files[0]}")
 
@@ -187,7 +187,7 @@ def import_(
         raise typer.Exit(1)
 
 
-def _check(argv: Sequence[str]) -> None:
+def check_verb(argv: Sequence[str]) -> None:
     """Raises `ConfigError` unless the verb takes these arguments."""
     from typer.core import TyperGroup
 
@@ -202,7 +202,7 @@ def _check(argv: Sequence[str]) -> None:
 
 
 @contextmanager
-def _view() -> Iterator[Callable[[Sequence[Entry]], None]]:
+def view() -> Iterator[Callable[[Sequence[Entry]], None]]:
     from lowmem.cli.batch_view import LiveView, PlainView
 
     console = render.console_of(sys.stderr)

@@ -15,7 +15,7 @@ from lowmem.config.method import (
     LorsumMethod,
     ZoMethod,
 )
-from lowmem.config.optimizer import AdamW, SoftMuon, SoftSignum, Spectral
+from lowmem.config.optimizer import AdamW, OfMatrices, SoftMuon, SoftSignum
 from lowmem.config.quantization import Nf4, NoQuantization
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _of_the_optimizer(config: RunConfig) -> Iterator[str]:
     method, optimizer = config.method, config.optimizer
     if isinstance(method, LorsumMethod | LoraMuonMethod) and optimizer != AdamW():
         yield f"optimizer: method.kind: {method.kind} has its own update rule; remove optimizer, or use method: lora"
-    if isinstance(method, GumMethod) and isinstance(optimizer, Spectral):
+    if isinstance(method, GumMethod) and isinstance(optimizer, OfMatrices):
         yield (
             f"optimizer: method.kind: gum has its own rule for matrices, and {optimizer.kind} is for nothing "
             "else; use an optimizer that serves vectors and embeddings: adamw, adamw8bit, lion, signum, sgd, …"

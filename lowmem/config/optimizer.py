@@ -102,16 +102,30 @@ class Adafactor(Section):
     weight_decay: NonNegativeFloat = 0.0
 
 
-class Spectral(Section):
+class OfMatrices(Section):
     """What rules of hidden matrices share."""
+
+    others: Others = "adamw"
+    """The rule of vectors, embeddings and output heads."""
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class RowMax(OfMatrices):
+    """One entry of each row moves: the largest of the momentum (reconstructed). State: one number per matrix entry."""
+
+    kind: Literal["rowmax"] = "rowmax"
+    momentum: Fraction = 0.95
+    """Weight of the past in the moving average of gradients."""
+    side: Literal["row", "column"] = "row"
+
+
+class Spectral(OfMatrices):
+    """What rules share that make singular values equal."""
 
     scale: Scale = "rms"
     """rms: learning rates of adamw fit. aspect: as Muon was published, wants about 0.02. operator: unit norm."""
     ns_steps: PositiveInt = 5
     """Newton-Schulz iterations: more = singular values more equal, slower."""
-    others: Others = "adamw"
-    """The rule of vectors, embeddings and output heads."""
-    weight_decay: NonNegativeFloat = 0.0
 
 
 class Muon(Spectral):
@@ -183,6 +197,7 @@ Optimizer = Annotated[
     | Signum
     | StoSign
     | SoftSignum
+    | RowMax
     | Muon
     | NorMuon
     | SoftMuon

@@ -16,6 +16,7 @@ from pydantic import (
 from lowmem.config.base import Section
 from lowmem.config.coherence import objections
 from lowmem.config.dataset import Dataset
+from lowmem.config.forgetting import Forgetting
 from lowmem.config.generation import GenerationConfig
 from lowmem.config.loss import CrossEntropyLoss, Loss
 from lowmem.config.method import (
@@ -120,6 +121,8 @@ class RunConfig(Section):
     memory_budget: str | None = None
     """For example 24GiB."""
     generation: GenerationConfig = GenerationConfig()
+    forgetting: Forgetting | None = None
+    """The grid of `lowmem diagnose forgetting`; other verbs ignore it."""
 
     @field_validator("memory_budget")
     @classmethod

@@ -19,6 +19,7 @@ FREE_TO_CHANGE = frozenset(
     {
         "device",
         "eval_generate",
+        "forgetting",
         "generation",
         "logging_steps",
         "memory_budget",

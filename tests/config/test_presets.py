@@ -19,6 +19,7 @@ NAMES = (
     "sst2-smollm2-lorsum",
     "sst2-smollm2-mezo",
     "tiny-demo",
+    "tiny-forgetting",
 )
 
 

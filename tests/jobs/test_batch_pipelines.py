@@ -9,7 +9,7 @@ import pytest
 from lowmem.batch.matrix import expand
 from lowmem.batch.spec import load_batch
 from lowmem.batch.task import words_of
-from lowmem.cli.batch import _check
+from lowmem.cli.batch import check_verb
 from lowmem.config.load import load_run
 from lowmem.config.presets import find_config
 from lowmem.events import Event
@@ -29,7 +29,7 @@ def test_every_job_can_be_started(path: Path) -> None:
         if job.kind == "train":
             load_run(find_config(str(job.target)), [*job.sets, f"output_dir={job.output_dir}"])
         else:
-            _check([job.kind, *words_of(job)])
+            check_verb([job.kind, *words_of(job)])
 
 
 @pytest.mark.parametrize("pair", [("opt-1.3b-24gb", "tiny-methods"), ("reasoning-2bit", "tiny-reasoning")])

@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "full-lion": {"method": {"kind": "full"}, "optimizer": {"kind": "lion"}, "learning_rate": 1e-3},
     "full-stosign": {"method": {"kind": "full"}, "optimizer": {"kind": "stosign"}, "learning_rate": 3e-3},
     "full-muon": {"method": {"kind": "full"}, "optimizer": {"kind": "muon"}, "learning_rate": 1e-3},
+    "full-rowmax": {"method": {"kind": "full"}, "optimizer": {"kind": "rowmax"}, "learning_rate": 3e-3},
     "full-adafactor": {"method": {"kind": "full"}, "optimizer": {"kind": "adafactor"}, "learning_rate": 1e-3},
     "full-normuon": {"method": {"kind": "full"}, "optimizer": {"kind": "normuon"}, "learning_rate": 1e-3},
     "full-softsignum": {

@@ -16,6 +16,7 @@ from lowmem.methods.rules.lion import Lion
 from lowmem.methods.rules.lionmuon import LionMuon
 from lowmem.methods.rules.muon import Muon
 from lowmem.methods.rules.normuon import NorMuon
+from lowmem.methods.rules.rowmax import RowMax
 from lowmem.methods.rules.sgd import Sgd
 from lowmem.methods.rules.signum import Signum
 from lowmem.methods.rules.softmuon import SoftMuon
@@ -31,12 +32,12 @@ def run_rules(config: RunConfig, embeddings: frozenset[str] = frozenset()) -> Ru
 def build_rules(
     optimizer: optimizers.Optimizer, embeddings: frozenset[str] = frozenset(), *, total_updates: int | None = None
 ) -> RuleChoice:
-    """The rule of every parameter; spectral rules leave vectors and `embeddings` to `optimizer.others`.
+    """The rule of every parameter; rules of matrices leave vectors and `embeddings` to `optimizer.others`.
 
     `total_updates`: how many the run has at most. Raises `ConfigError` for a rule that must know and is not told.
     """
     matrices = build_rule(optimizer, total_updates)
-    if not isinstance(optimizer, optimizers.Spectral):
+    if not isinstance(optimizer, optimizers.OfMatrices):
         return RuleChoice(matrices, matrices)
     decay = optimizer.weight_decay
     others: Rule = AdamW(weight_decay=decay) if optimizer.others == "adamw" else Signum(weight_decay=decay)
@@ -44,7 +45,7 @@ def build_rules(
 
 
 def build_rule(optimizer: optimizers.Optimizer, total_updates: int | None = None) -> Rule:
-    """The rule that `optimizer` names: for every parameter, or of the hidden matrices if it is spectral."""
+    """The rule that `optimizer` names: for every parameter, or of the hidden matrices alone."""
     keys = optimizer.model_dump(exclude={"kind", "others"})  # rules and sections share their names
     match optimizer:
         case optimizers.AdamW():
@@ -63,6 +64,8 @@ def build_rule(optimizer: optimizers.Optimizer, total_updates: int | None = None
             return StoSign(**keys)
         case optimizers.SoftSignum():
             return SoftSignum(_known(total_updates, optimizer.kind), **keys)
+        case optimizers.RowMax():
+            return RowMax(**keys)
         case optimizers.Muon():
             return Muon(**keys)
         case optimizers.NorMuon():

@@ -10,6 +10,7 @@ from lowmem.methods.rules.lion import Lion
 from lowmem.methods.rules.lionmuon import LionMuon
 from lowmem.methods.rules.muon import Muon
 from lowmem.methods.rules.normuon import NorMuon
+from lowmem.methods.rules.rowmax import RowMax
 from lowmem.methods.rules.sgd import Sgd
 from lowmem.methods.rules.signum import Signum
 from lowmem.methods.rules.softmuon import SoftMuon
@@ -24,6 +25,8 @@ RULES: list[Rule] = [
     Signum(weight_decay=0.1),
     Signum(momentum=0.0),
     StoSign(weight_decay=0.1),
+    RowMax(weight_decay=0.1),
+    RowMax(side="column"),
     Muon(weight_decay=0.1),
     LionMuon(weight_decay=0.1),
     LionMuon(betas=(0.9, 0.9), weight_decay=0.1),
@@ -40,6 +43,8 @@ BYTES_PER_PARAMETER = {
     "Signum": 4,
     "SignSGD": 0,
     "StoSignSGD": 8,
+    "RowMax": 4,
+    "ColumnMax": 4,
     "Muon": 4,
     "LionMuon": 4,
     "SignMuon": 4,

@@ -1,0 +1,1 @@
+"""What training does to a model beside what it was for."""
