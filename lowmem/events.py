@@ -78,13 +78,24 @@ class RunFinished:
 
 
 @dataclass(frozen=True)
+class BlockCoded:
+    """The linear layers of block `block` of `blocks` are coded, or were by a run before. `error`: the mean of their
+    losses, relative to the weight."""
+
+    block: int
+    blocks: int
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TextDelta:
     """A piece of generated text, complete characters only."""
 
     text: str
 
 
-Event = Notice | RunStarted | StepDone | EvalDone | CheckpointSaved | RunFinished | TextDelta
+Event = Notice | RunStarted | StepDone | EvalDone | CheckpointSaved | RunFinished | BlockCoded | TextDelta
 Sink = Callable[[Event], None]
 
 

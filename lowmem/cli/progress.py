@@ -13,6 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lowmem.events import (
+    BlockCoded,
     CheckpointSaved,
     EvalDone,
     Event,
@@ -80,6 +81,9 @@ def line_text(event: Event) -> str | None:
         case RunFinished():
             peak = format_bytes(event.peak_bytes)
             return f"{event.reason} at step {event.step} after {format_seconds(event.seconds)}, peak {peak}"
+        case BlockCoded():
+            when = f"in {format_seconds(event.seconds)}" if event.seconds else "coded before"
+            return f"block {event.block}/{event.blocks}: error {event.error:.4f}, {when}"
         case StepDone() | TextDelta():
             return None
         case _:

@@ -57,6 +57,11 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda pair: len(pair[1]))
 
 
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer of every block, by name."""
+    return dict(_linears(*decoder_blocks(model)))
+
+
 def fingerprint(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], options_for: OptionsFor) -> str:
     """sha256 of the block weights, the calibration batches, and the options of every linear."""
     name, blocks = decoder_blocks(model)
@@ -114,7 +119,7 @@ def quantize_embeddings(
 
     A tied head shares the coded table. Part `embeddings` of the store.
     """
-    tables = dict(_tables(model))
+    tables = dict(tables_of(model))
     weights = store.load("embeddings")
     if weights is None:
         weights = {name: quantize_table(table.data, kind, group_size=group_size) for name, table in tables.items()}
@@ -124,7 +129,7 @@ def quantize_embeddings(
         on_weight(name, weight)
 
 
-def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def tables_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """(module name, weight) of the embedding and of a head that is not tied to it."""
     seen: set[int] = set()
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[operator]
@@ -151,6 +156,8 @@ def _code_block(
         with torch.no_grad():  # a thread begins with gradients on
             return quantize_weight(linear.weight, moments[name].value(), options)
 
+    if workers == 1:  # in this thread, where whoever counts memory sees it
+        return {name: code(name) for name in chosen}
     largest_first = sorted(chosen, key=lambda name: -chosen[name][0].weight.numel())
     with ThreadPoolExecutor(max_workers=workers) as pool:
         coded = dict(zip(largest_first, pool.map(code, largest_first), strict=True))
@@ -210,7 +217,7 @@ def _inputs_of(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
 
 
 def _captured(model: nn.Module, blocks: Iterable[nn.Module], batch: Mapping[str, Tensor]) -> _Calls:
-    """One forward pass that keeps the first block's input and every block's other arguments."""
+    """One forward pass, without the head, that keeps the first block's input and every block's other arguments."""
     hidden: list[Tensor] = []
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -222,7 +229,8 @@ def _captured(model: nn.Module, blocks: Iterable[nn.Module], batch: Mapping[str,
 
     handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
     try:
-        model(**batch, use_cache=False)
+        body: Any = getattr(model, "base_model", model)
+        body(**batch, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

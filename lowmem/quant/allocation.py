@@ -1,0 +1,158 @@
+"""How many bits each layer gets under a size, everything in the file counted.
+
+A size is spent on: what is not coded (norms, biases, layers left out), the coded tables, headers, rotations at their
+largest, and the codes, which are chosen by `sensitivity.allocate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lowmem.errors import BudgetError
+from lowmem.quant.codec import Kind, group_count, padded
+from lowmem.quant.quantize import Candidate
+from lowmem.quant.rotation import kronecker_schedule
+from lowmem.quant.sensitivity import Choice, allocate, choices
+from lowmem.units import format_bytes
+
+HEADER = 2048
+HEADER_EACH = 192
+"""Bytes of a safetensors header, and of each tensor in it with its digest: measured 90 to 170 on real names."""
+TENSORS_EACH = 12
+"""Tensors of a coded layer with rotations on both sides, at most in practice."""
+TABLE_GROUP = 64
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a model is made of, as far as its size goes."""
+
+    linears: Mapping[str, tuple[int, int]]
+    """Linear layers that are coded, (m, n) by name."""
+    tables: Mapping[str, tuple[int, int]]
+    """The embedding and a head of its own."""
+    other_bytes: int
+    """Everything that is stored as it is."""
+
+    @property
+    def weights(self) -> int:
+        """Weights of the coded linear layers."""
+        return sum(m * n for m, n in self.linears.values())
+
+
+def shapes_of(model: nn.Module, names: Sequence[str], tables: Sequence[str], *, itemsize: int) -> Shapes:
+    """The shapes of `model`, whose uncoded tensors are stored with `itemsize` bytes a number; ties count once."""
+    linears = {name: _shape(model.get_submodule(name)) for name in names}
+    found = {name: _shape(model.get_submodule(name)) for name in tables}
+    coded = sum(m * n for m, n in (*linears.values(), *found.values()))
+    rest = sum(parameter.numel() for parameter in model.parameters()) - coded
+    return Shapes(linears, found, rest * itemsize)
+
+
+def table_bytes(shape: tuple[int, int], bits: int) -> int:
+    """Bytes of a table of int4 or int8 codes with a scale for each group of 64."""
+    m, n = shape
+    return m * padded(n) * bits // 8 + 2 * m * group_count(n, TABLE_GROUP) + 8
+
+
+def rotation_bytes(shape: tuple[int, int], candidates: Sequence[Candidate]) -> int:
+    """Bytes of both sides' rotations, at the dearest of `candidates`."""
+    if set(candidates) == {"none"}:
+        return 0
+    learned = any(name.startswith("harp") for name in candidates)
+    total = 0
+    for order in shape:
+        total += -(-order // 8)
+        if learned:
+            total += sum(order // b * (b * (b - 1) // 2 + 2) for b in kronecker_schedule(order).radices)
+    return total
+
+
+def side_bytes(shapes: Shapes, candidates: Sequence[Candidate], group_size: int) -> int:
+    """What the linear layers take besides the codes and one scale a row: rotations, and the scales of more groups."""
+    total = 0
+    for m, n in shapes.linears.values():
+        total += rotation_bytes((m, n), candidates) + 2 * m * (group_count(n, group_size) - 1)
+    return total
+
+
+def fixed_bytes(shapes: Shapes, embeddings: int) -> int:
+    """What the file takes besides the linear layers."""
+    tables = sum(table_bytes(shape, embeddings) for shape in shapes.tables.values()) if embeddings < 16 else 0
+    tensors = TENSORS_EACH * len(shapes.linears) + 64
+    return shapes.other_bytes + tables + HEADER + HEADER_EACH * tensors
+
+
+def choose(
+    shapes: Shapes,
+    sensitivity: Mapping[str, float],
+    kinds: Sequence[Kind],
+    *,
+    candidates: Sequence[Candidate],
+    group_size: int,
+    embeddings: int,
+    size: int | None,
+    average_bits: float | None,
+) -> dict[str, Kind]:
+    """The kind of every linear layer so that the file takes at most `size` bytes, or the linear layers at most
+    `average_bits` a weight. Raises `BudgetError` with the nearest that can be had."""
+    require_possible(
+        shapes,
+        kinds,
+        candidates=candidates,
+        group_size=group_size,
+        embeddings=embeddings,
+        size=size,
+        average_bits=average_bits,
+    )
+    beside = side_bytes(shapes, candidates, group_size)
+    if size is not None:
+        budget = size - fixed_bytes(shapes, embeddings) - beside
+    else:
+        assert average_bits is not None
+        budget = int(average_bits * shapes.weights / 8) - beside
+    options = {name: choices(shape, sensitivity[name], kinds) for name, shape in shapes.linears.items()}
+    return {name: choice.kind for name, choice in allocate(options, budget).items()}
+
+
+def require_possible(
+    shapes: Shapes,
+    kinds: Sequence[Kind],
+    *,
+    candidates: Sequence[Candidate],
+    group_size: int,
+    embeddings: int,
+    size: int | None,
+    average_bits: float | None,
+) -> None:
+    """Raises `BudgetError` with the nearest that can be had when even the smallest kinds take more."""
+    least = side_bytes(shapes, candidates, group_size)
+    for shape in shapes.linears.values():
+        least += min(choice.nbytes for choice in choices(shape, 0.0, kinds))
+    if average_bits is not None and 8 * least > average_bits * shapes.weights:
+        raise BudgetError(
+            f"average_bits: {average_bits:g} cannot be met: with {' and '.join(kinds)} to choose from, scales and "
+            f"rotations counted, the nearest is {_up(8 * least / shapes.weights)} bits"
+        )
+    whole = least + fixed_bytes(shapes, embeddings)
+    if size is not None and whole > size:
+        less = "" if embeddings == 4 or not shapes.tables else ", or less with embeddings=4"
+        raise BudgetError(
+            f"size: {format_bytes(size)} cannot be met: with {' and '.join(kinds)} to choose from the file takes at "
+            f"least {format_bytes(whole)} ({whole} bytes), {format_bytes(whole - least)} of them for what is not a "
+            f"linear layer; ask for that{less}"
+        )
+
+
+def _up(bits: float) -> str:
+    return f"{-(-bits * 100 // 1) / 100:.2f}"
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    weight = module.get_parameter("weight")
+    return weight.shape[0], weight.shape[1]
+
+
