@@ -17,7 +17,7 @@ from torch import Tensor
 from lowmem.errors import FormatError
 from lowmem.quant.codec import FORMAT_VERSION, PackedWeight
 from lowmem.quant.quantize import CandidateReport, QuantizedWeight
-from lowmem.quant.rotation import Rotation, Schedule
+from lowmem.quant.rotation import Rotation, Schedule, pack_signs, unpack_signs
 
 
 def weight_tensors(weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -42,8 +42,8 @@ def weight_header(weight: QuantizedWeight) -> dict[str, Any]:
         "gain": packed.gain,
         "residual_scale": packed.residual_scale,
         "group_size": packed.group_size,
-        "left": _side_header(weight.left),
-        "right": _side_header(weight.right),
+        "left": side_header(weight.left),
+        "right": side_header(weight.right),
         "chosen": weight.chosen,
         "reports": [asdict(report) for report in weight.reports],
     }
@@ -81,19 +81,8 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(text + data.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def pack_signs(signs: Tensor) -> Tensor:
-    """+-1 int8 (n,) -> uint8 (ceil(n / 8),): bit i % 8 of byte i // 8 is set where the sign is negative."""
-    bits = torch.nn.functional.pad((signs < 0).to(torch.uint8), (0, -len(signs) % 8)).reshape(-1, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
-
-
-def unpack_signs(packed: Tensor, n: int) -> Tensor:
-    """The inverse of `pack_signs`."""
-    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    return (1 - 2 * bits.reshape(-1)[:n].to(torch.int8)).to(torch.int8)
-
-
-def _side_header(rotation: Rotation) -> dict[str, Any]:
+def side_header(rotation: Rotation) -> dict[str, Any]:
+    """What a rotation is beside its tensors, as JSON takes it."""
     schedule = rotation.schedule
     return {"order": rotation.order, "mode": rotation.mode, "fixed": schedule.fixed, "radices": list(schedule.radices)}
 

@@ -22,7 +22,7 @@ from lowmem.kernels.dispatch import KernelChoice
 from lowmem.quant.codec import BLOCK, PLANE_BYTES, Kind, PackedWeight, group_count, padded, unpack
 from lowmem.quant.orthogonal import base_matrix
 from lowmem.quant.product import choose, product
-from lowmem.quant.rotation import Rotation, apply, apply_inverse
+from lowmem.quant.rotation import Rotation, apply, apply_inverse, pack_signs, unpack_signs
 
 Precision = Literal["full", "base"]
 
@@ -69,7 +69,20 @@ def _stage(kernel: Tensor, radix: int, stride: int) -> tuple[tuple[int, int, int
     return (radix, stride, 0), by_position.permute(0, 3, 2, 1).flatten()
 
 
-class QuantLinear(nn.Module):
+class PackedModule(nn.Module):
+    """A module whose buffers are a file's bytes: they may move, and keep their dtypes whatever dtype is asked."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
+        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False) if buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
+
+class QuantLinear(PackedModule):
     """`y = x W^T + bias` for a rotated, packed W. `weight` parts are buffers; the bias is one too.
 
     `precision` "base" reads only the first plane of `nested` and `e8r` weights: the 2-bit model of the same file.
@@ -109,20 +122,21 @@ class QuantLinear(nn.Module):
     def _keep_rotation(self, side: str, rotation: Rotation) -> None:
         setattr(self, f"mode_{side}", rotation.mode)
         setattr(self, f"schedule_{side}", rotation.schedule)
-        self.register_buffer(f"signs_{side}", rotation.signs)
+        self.register_buffer(f"signs_{side}", None if rotation.signs is None else pack_signs(rotation.signs))
         for t, (angles, scales) in enumerate(zip(rotation.angles, rotation.angle_scales, strict=True)):
             self.register_buffer(f"angles_{side}{t}", angles)
             self.register_buffer(f"angle_scales_{side}{t}", scales)
 
     def rotation(self, side: Literal["in", "out"]) -> Rotation:
-        """The rotation of inputs or outputs, sharing the buffers."""
+        """The rotation of inputs or outputs; its angles share the buffers."""
         schedule = getattr(self, f"schedule_{side}")
         stages = range(len(schedule.radices)) if getattr(self, f"mode_{side}") == "harp" else range(0)
         order = self.in_features if side == "in" else self.out_features
+        signs = getattr(self, f"signs_{side}")
         return Rotation(
             order,
             getattr(self, f"mode_{side}"),
-            getattr(self, f"signs_{side}"),
+            None if signs is None else unpack_signs(signs, order),
             schedule,
             tuple(getattr(self, f"angles_{side}{t}") for t in stages),
             tuple(getattr(self, f"angle_scales_{side}{t}") for t in stages),
@@ -177,16 +191,9 @@ class QuantLinear(nn.Module):
         ready = self._transforms[key]
         return x if ready is None else ready(x)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
-        """Buffers may move; what was expanded from them is made anew. Scales stay fp16 whatever dtype is asked."""
-        self._transforms = {}
-        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False) if buffer.is_floating_point()}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in kept.items():
-            moved = getattr(self, name)
-            if moved.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(moved.device))
-        return self
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
+        self._transforms = {}  # made anew from the buffers
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self._transforms = {}
@@ -201,7 +208,7 @@ class _Product(torch.autograd.Function):
     """The layer's product; backward gives the gradient of the input alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
         ctx.layer, ctx.precision = layer, layer.precision
         rows = layer.inner(x.reshape(-1, layer.in_features).float())
         return rows.to(x.dtype).reshape(*x.shape[:-1], layer.out_features)
@@ -209,7 +216,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
-        layer: QuantLinear = ctx.layer
+        layer: QuantLinear | TiedHead = ctx.layer
         with at_precision([layer], ctx.precision):
             rows = layer.input_gradient(grad.reshape(-1, layer.out_features).float())
         return rows.to(grad.dtype).reshape(*grad.shape[:-1], layer.in_features), None
@@ -230,7 +237,7 @@ def at_precision(layers: Sequence[nn.Module] | nn.Module, precision: Precision) 
             layer.precision = old
 
 
-class QuantEmbedding(nn.Module):
+class QuantEmbedding(PackedModule):
     """Rows of a packed table, `int8` or `int4`, without a rotation: a token reads its own row and nothing else."""
 
     planes0: Tensor
@@ -267,6 +274,30 @@ class QuantEmbedding(nn.Module):
             self.group_size,
         )
         return unpack(rows).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+
+
+class TiedHead(nn.Module):
+    """The output head that reads the table of a `QuantEmbedding`, which it does not own: `y = x W^T`."""
+
+    def __init__(self, embedding: QuantEmbedding) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple, it is not a child: its bytes are counted and saved once
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+        self.precision: Precision = "full"
+
+    @property
+    def embedding(self) -> QuantEmbedding:
+        return self._embedding[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        return y
+
+    def inner(self, x: Tensor) -> Tensor:
+        return product(x, self.embedding.packed)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        return grad @ unpack(self.embedding.packed)
 
 
 def empty_packed(

@@ -129,6 +129,18 @@ def draw_signs(n: int, seed: int) -> Tensor:
     return (1 - 2 * torch.randint(0, 2, (n,), generator=generator)).to(torch.int8)
 
 
+def pack_signs(signs: Tensor) -> Tensor:
+    """+-1 int8 (n,) -> uint8 (ceil(n / 8),): bit i % 8 of byte i // 8 is set where the sign is negative."""
+    bits = torch.nn.functional.pad((signs < 0).to(torch.uint8), (0, -len(signs) % 8)).reshape(-1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(1).to(torch.uint8)
+
+
+def unpack_signs(packed: Tensor, n: int) -> Tensor:
+    """The inverse of `pack_signs`."""
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return (1 - 2 * bits.reshape(-1)[:n].to(torch.int8)).to(torch.int8)
+
+
 def no_rotation(n: int) -> Rotation:
     return Rotation(n, "none")
 

@@ -10,12 +10,12 @@ import torch
 from lowmem.errors import FormatError, NonFiniteError
 from lowmem.quant.codec import Kind, unpack
 from lowmem.quant.coders import coder_for
-from lowmem.quant.format import digest, pack_signs, read_weight, unpack_signs, weight_header, weight_tensors
+from lowmem.quant.format import digest, read_weight, weight_header, weight_tensors
 from lowmem.quant.harp import FitOptions, fit, off_block_energy, round_angles
 from lowmem.quant.hessian import damped
 from lowmem.quant.ldlq import proxy_loss
 from lowmem.quant.quantize import QuantizeOptions, dequantize, quantize_table, quantize_weight
-from lowmem.quant.rotation import apply, apply_inverse, draw_signs, no_rotation, random_hadamard
+from lowmem.quant.rotation import apply, apply_inverse, draw_signs, no_rotation, pack_signs, random_hadamard, unpack_signs
 
 SHORT = FitOptions(steps=30, check=10)
 
