@@ -8,6 +8,7 @@ import bitsandbytes as bnb
 from torch import nn
 
 from lowmem.config.quantization import Int8, Nf4, NoQuantization, Quantization
+from lowmem.quant.codec import Kind
 from lowmem.quant.linear import QuantLinear
 from lowmem.quant.rotation import random_hadamard
 from tests.quant.packed import random_packed
@@ -39,12 +40,12 @@ def quantized(model: Any, quantization: Quantization) -> Any:
     return _replaced(model, layer)
 
 
-def packed(model: Any) -> Any:
-    """`model` with random codes of the project's own 2-bit format in every hidden linear layer, in place."""
+def packed(model: Any, kind: Kind = "s2") -> Any:
+    """`model` with random codes of one of the project's own formats in every hidden linear layer, in place."""
 
     def layer(plain: nn.Linear) -> nn.Module:
         m, n = plain.weight.shape
-        return QuantLinear(random_packed("s2", m, n), random_hadamard(n, 1), random_hadamard(m, 2))
+        return QuantLinear(random_packed(kind, m, n), random_hadamard(n, 1), random_hadamard(m, 2))
 
     return _replaced(model, layer)
 

@@ -42,6 +42,14 @@ OnLoop = Annotated[
         help="What happens to an answer that repeats itself or never ends its thinking. [default: the run's]",
     ),
 ]
+FallbackTo = Annotated[
+    str | None,
+    typer.Option(
+        "--fallback",
+        metavar="nested|RUN_OR_MODEL",
+        help="What a rescue without an answer decodes with: the second planes of nested weights, or a second model.",
+    ),
+]
 ThinkingBudget = Annotated[
     int | None, typer.Option(min=1, help="Tokens after which thinking is closed. [default: the run's]")
 ]
@@ -77,6 +85,18 @@ def generation(base: GenerationConfig, **given: object) -> GenerationConfig:
         first = error.errors(include_url=False)[0]
         option = str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{option} {first['input']}: {first['msg'].lower()}") from error
+
+
+def rescue_for(fallback: str | None, on_loop: str | None) -> str | None:
+    """`on_loop`, which a fallback turns to rescue. Raises `typer.BadParameter` where it was asked to be another."""
+    if fallback is None:
+        return on_loop
+    if on_loop not in (None, "rescue"):
+        raise typer.BadParameter(
+            f"it is what a rescue decodes with, and --on-loop {on_loop} has none; leave one of them out",
+            param_hint="--fallback",
+        )
+    return "rescue"
 
 
 def check_dtype(dtype: str | None) -> DtypeName | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lowmem.cli import render
 from lowmem.cli.arguments import (
     Device,
+    FallbackTo,
     MaxNewTokens,
     OnLoop,
     Seed,
@@ -21,6 +22,7 @@ from lowmem.cli.arguments import (
     TopP,
     check_device,
     generation,
+    rescue_for,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def chat(
     top_p: TopP = None,
     top_k: TopK = None,
     on_loop: OnLoop = None,
+    fallback: FallbackTo = None,
     thinking_budget: ThinkingBudget = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -48,10 +51,11 @@ def chat(
 
     A model without a chat template continues each line by itself, without a conversation.
     """
+    on_loop = rescue_for(fallback, on_loop)
     from lowmem.jobs.generate import open_generator
 
     with render.progress() as sink:
-        generator = open_generator(target, sink=sink, device=check_device(device))
+        generator = open_generator(target, sink=sink, device=check_device(device), fallback=fallback)
     settings = generation(
         generator.generation,
         max_new_tokens=max_new_tokens,

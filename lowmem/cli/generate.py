@@ -11,6 +11,7 @@ import typer
 from lowmem.cli import render
 from lowmem.cli.arguments import (
     Device,
+    FallbackTo,
     MaxNewTokens,
     OnLoop,
     Seed,
@@ -22,6 +23,7 @@ from lowmem.cli.arguments import (
     TopP,
     check_device,
     generation,
+    rescue_for,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def generate(
     top_k: TopK = None,
     stop: Stop = None,
     on_loop: OnLoop = None,
+    fallback: FallbackTo = None,
     thinking_budget: ThinkingBudget = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -55,11 +58,11 @@ def generate(
     Examples: lowmem generate runs/demo "12-5=?" ·
     lowmem generate runs/demo --input prompts.jsonl --output answers.jsonl
     """
-    text = _prompt(prompt, input, output)
+    text, on_loop = _prompt(prompt, input, output), rescue_for(fallback, on_loop)
     from lowmem.jobs.generate import generate_file, open_generator
 
     with render.progress() as sink:
-        generator = open_generator(target, sink=sink, device=check_device(device))
+        generator = open_generator(target, sink=sink, device=check_device(device), fallback=fallback)
         settings = generation(
             generator.generation,
             max_new_tokens=max_new_tokens,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowmem.cli import render
-from lowmem.cli.arguments import Device, Target, check_device, check_dtype
+from lowmem.cli.arguments import Device, FallbackTo, Target, check_device, check_dtype
 from lowmem.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def serve(
     reuse_prefixes: Annotated[
         bool, typer.Option("--reuse-prefixes", help="Read common beginnings once: faster, equal up to rounding.")
     ] = False,
+    fallback: FallbackTo = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="fp32|bf16|fp16", help="Of the weights. [default: the run's, else bf16]")
     ] = None,
@@ -63,6 +64,7 @@ def serve(
         dtype=check_dtype(dtype),
         api_key=_key(api_key_env),
         reuse_prefixes=reuse_prefixes,
+        fallback=fallback,
     )
     with render.progress() as sink:
         run_server(target, options, sink=sink)

@@ -67,6 +67,12 @@ def verify(kind: str, text: str, references: Sequence[str]) -> bool:
     return any(answer == _reference(reference, kind) for reference in references)
 
 
+def verify_value(kind: str, value: str, references: Sequence[str]) -> bool:
+    """Whether the bare answer `value`, without a mark around it, is one of the references."""
+    answer = _reference(value, kind)
+    return answer is not None and any(answer == _reference(reference, kind) for reference in references)
+
+
 def f1(text: str, references: Sequence[str]) -> float:
     """Overlap of words with the best reference, between 0 and 1, as SQuAD measures it; 0 for an unclosed thought."""
     answer = final_text(text)

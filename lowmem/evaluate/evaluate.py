@@ -59,7 +59,7 @@ def evaluate_dataset(
                 scores = loss_fn.option_scores(batch)
                 losses.add(option_losses(scores, batch.options.gold))
                 options.add(scores, batch.options.gold)
-            questions += [question for example in examples if (question := _question(example))]
+            questions += [question for example in examples if (question := question_of(example))]
     chosen = options.metrics()
     metrics = {"loss": losses.mean} | (chosen or {"perplexity": perplexity(losses.mean)})
     if questions and generate is not None:
@@ -92,7 +92,8 @@ def _groups(dataset: Examples, batch_size: int, limit: int | None) -> Iterator[l
     yield from waiting.values()
 
 
-def _question(example: Example) -> Question | None:
+def question_of(example: Example) -> Question | None:
+    """The question that `example` brings, if its answer can be checked."""
     item = example.evaluation
     if item is None or item.verifier is None:
         return None

@@ -15,7 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from lowmem.data.procedural import END_THINK
 from lowmem.errors import ConfigError
@@ -69,9 +72,12 @@ class Engine:
         self._held: list[list[int]] = [[] for _ in range(slots)]
         self._ends = end_tokens(model, tokenizer)
         self._texts = TokenTexts(tokenizer)
-        self._hesitations = hesitation_tokens(self._texts, len(tokenizer))
         self._precision, self._inside, self._fallback = precision, inside, fallback
         self._reuse = reuse_prefixes
+
+    @cached_property
+    def _hesitations(self) -> Tensor:
+        return hesitation_tokens(self._texts, len(self._tokenizer)).to(self._model.device)
 
     @property
     def busy(self) -> bool:
@@ -80,21 +86,29 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._running) + (0 if self._fallback is None else self._fallback.running)
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + (0 if self._fallback is None else self._fallback.waiting)
 
     @property
     def cached_tokens(self) -> int:
         """Positions of the cache that running requests fill."""
-        return sum(self._slots.lengths[slot] for slot in self._running)
+        own = sum(self._slots.lengths[slot] for slot in self._running)
+        return own + (0 if self._fallback is None else self._fallback.cached_tokens)
 
     def submit(self, request: Request) -> Generation:
         """The request waits for a slot. Raises `ConfigError` when its prompt leaves no room for an answer."""
-        room = self._slots.context - len(request.prompt)
-        config = request.config
+        limit = self._limit(request)
+        detector = None if request.config.on_loop == "continue" else self._detector(request)
+        generation = Generation(request, self._tokenizer, ends=self._ends, limit=limit, detector=detector)
+        self._waiting.append(generation)
+        return generation
+
+    def _limit(self, request: Request) -> int:
+        """Tokens that may be generated for `request`, before a rescue."""
+        room, config = self._slots.context - len(request.prompt), request.config
         extra = config.commit_tokens + STUB_ROOM if config.on_loop == "rescue" else 0
         if room - extra < 1:
             with_rescue = f" and {extra} are kept for a rescue" if extra else ""
@@ -102,11 +116,14 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens and a request {self._slots.context} with its answer"
                 f"{with_rescue}; shorten the prompt to {self._slots.context - extra - 1} tokens or fewer"
             )
-        detector = None if config.on_loop == "continue" else self._detector(request)
-        limit = min(config.max_new_tokens, room - extra)
-        generation = Generation(request, self._tokenizer, ends=self._ends, limit=limit, detector=detector)
+        return min(config.max_new_tokens, room - extra)
+
+    def _take_over(self, generation: Generation) -> None:
+        """The request is answered here from its prompt on; nothing that was said counts."""
+        generation.restart()
+        generation.tried = {"fall back"}
+        generation.limit = self._limit(generation.request)
         self._waiting.append(generation)
-        return generation
 
     def _detector(self, request: Request) -> LoopDetector:
         asked = request.repetition
@@ -260,13 +277,9 @@ class Engine:
                 generation.limit = len(generation.tokens) + generation.request.config.commit_tokens
             case FallBack(status):
                 assert self._fallback is not None
-                generation.tried.add("fall back")
                 generation.rescue = Rescue(status, reason, loop, None, len(generation.tokens), 0)
                 self._release(slot)
-                generation.restart()
-                generation.tried.discard("ask")
-                generation.limit = generation.request.config.max_new_tokens
-                self._fallback._waiting.append(generation)
+                self._fallback._take_over(generation)
 
     def _go_on(self, slot: int, generation: Generation, keep: int, text: str) -> None:
         """The first `keep` tokens stay, `text` follows, and the slot holds just that."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lowmem.config.generation import GenerationConfig
 from lowmem.errors import ConfigError
 from lowmem.generate.engine import STUB_ROOM, Engine
+from lowmem.generate.fallback import Fallback, engine_with
 from lowmem.generate.generation import FinishReason, Generation, Request
 from lowmem.generate.loops.base import Loop
 from lowmem.generate.rescue import Rescue
@@ -50,8 +51,9 @@ def generate_answers(
     config: GenerationConfig,
     *,
     seeds: Sequence[int] | None = None,
+    fallback: Fallback | None = None,
 ) -> list[Answer]:
-    """One answer per prompt, all decoded together.
+    """One answer per prompt, all decoded together; `fallback` is where a rescue goes that finds no answer.
 
     `seeds` default to `config.seed` for every prompt, so that no answer depends on its neighbours; give
     different ones to draw several answers to one prompt. Raises `ConfigError` for a prompt that is empty or
@@ -61,11 +63,17 @@ def generate_answers(
         return []
     chosen = [config.seed] * len(prompts) if seeds is None else list(seeds)
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    engine = engine_for(model, tokenizer, ids, config)
-    running = [engine.submit(Request(tuple(p), config, seed)) for p, seed in zip(ids, chosen, strict=True)]
+    engine = engine_for(model, tokenizer, ids, config, fallback=fallback)
+    requests = [Request(tuple(p), config, seed) for p, seed in zip(ids, chosen, strict=True)]
+    return [answer_of(generation) for generation in run_requests(engine, requests)]
+
+
+def run_requests(engine: Engine, requests: Sequence[Request]) -> list[Generation]:
+    """Every request answered, in order; those that find no free slot wait. Raises `ConfigError` as `submit` does."""
+    running = [engine.submit(request) for request in requests]
     while engine.busy:
         engine.step()
-    return [answer_of(generation) for generation in running]
+    return running
 
 
 def stream(
@@ -75,14 +83,18 @@ def stream(
     config: GenerationConfig,
     *,
     seed: int | None = None,
+    fallback: Fallback | None = None,
 ) -> Iterator[str]:
-    """The answer to one prompt, in non-empty pieces of whole characters, as they are decoded."""
+    """The answer to one prompt, in non-empty pieces of whole characters, as they are decoded.
+
+    With a `fallback` it comes in one piece at the end: until then it may be decoded anew.
+    """
     ids = encode_prompt(tokenizer, prompt)
-    engine = engine_for(model, tokenizer, [ids], config)
+    engine = engine_for(model, tokenizer, [ids], config, fallback=fallback)
     generation = engine.submit(Request(tuple(ids), config, config.seed if seed is None else seed))
     while engine.busy:
         engine.step()
-        if piece := generation.take():
+        if fallback is None and (piece := generation.take()):
             yield piece
     if piece := generation.take():
         yield piece
@@ -93,8 +105,11 @@ def engine_for(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
+    *,
+    slots: int | None = None,
+    fallback: Fallback | None = None,
 ) -> Engine:
-    """An engine with a slot for each of `prompts` and room for their answers.
+    """An engine with room for the answer to each of `prompts`, and a slot for each or `slots`.
 
     Raises `ConfigError` where the model's positions end before the first token of an answer.
     """
@@ -107,7 +122,7 @@ def engine_for(
             f"shorten the prompt to {limit - 1} tokens or fewer"
         )
     context = wanted if limit is None else min(wanted, limit)
-    return Engine(model, tokenizer, slots=len(prompts), context=context)
+    return engine_with(model, tokenizer, fallback, slots=slots or len(prompts), context=context)
 
 
 def answer_of(generation: Generation) -> Answer:

@@ -86,6 +86,11 @@ class Generation:
         return self._text
 
     @property
+    def begun_thinking(self) -> bool:
+        """Whether the prompt has begun a thought."""
+        return self._prompted.rfind(THINK) > self._prompted.rfind(END_THINK)
+
+    @property
     def thinking(self) -> bool:
         """Whether the text ends inside a thought, which the prompt may have begun."""
         said = self._prompted + self._text

@@ -9,9 +9,11 @@ from pathlib import Path
 from lowmem.config.generation import GenerationConfig
 from lowmem.errors import ConfigError
 from lowmem.events import Notice, Sink
+from lowmem.generate.fallback import Fallback
 from lowmem.generate.generate import Answer, generate_answers, stream
 from lowmem.generate.tokens import Prompt
 from lowmem.jobs.chat_form import Message, chat_form, message_ids
+from lowmem.jobs.fallback import open_fallback
 from lowmem.jobs.prompt_file import PromptRow, answered, append_answers, read_prompts
 from lowmem.jobs.target import DtypeName, Target, open_target
 
@@ -19,8 +21,8 @@ from lowmem.jobs.target import DtypeName, Target, open_target
 class Generator:
     """A loaded model that answers prompts: text is continued as it stands, messages are put as it was trained."""
 
-    def __init__(self, target: Target) -> None:
-        self._model = target.loaded.model
+    def __init__(self, target: Target, fallback: Fallback | None = None) -> None:
+        self._model, self._fallback = target.loaded.model, fallback
         self._tokenizer = target.loaded.tokenizer
         self._form = chat_form(self._tokenizer, target.run)
         self.generation = target.generation
@@ -34,7 +36,8 @@ class Generator:
 
     def stream(self, prompt: str | Sequence[Message], config: GenerationConfig | None = None) -> Iterator[str]:
         """The answer in pieces of whole characters. Raises `ConfigError` for messages that are not understood."""
-        return stream(self._model, self._tokenizer, self._prompt(prompt), config or self.generation)
+        settings = config or self.generation
+        return stream(self._model, self._tokenizer, self._prompt(prompt), settings, fallback=self._fallback)
 
     def answers(
         self,
@@ -45,7 +48,8 @@ class Generator:
     ) -> list[Answer]:
         """One answer per prompt, decoded together."""
         given = [self._prompt(prompt) for prompt in prompts]
-        return generate_answers(self._model, self._tokenizer, given, config or self.generation, seeds=seeds)
+        settings = config or self.generation
+        return generate_answers(self._model, self._tokenizer, given, settings, seeds=seeds, fallback=self._fallback)
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
         if isinstance(prompt, str):
@@ -58,9 +62,12 @@ class Generator:
         return message_ids(self._tokenizer, prompt, self._form)
 
 
-def open_generator(target: str, *, sink: Sink, device: str = "auto", dtype: DtypeName | None = None) -> Generator:
-    """A generator for the model or run folder `target`."""
-    return Generator(open_target(target, sink=sink, device=device, dtype=dtype))
+def open_generator(
+    target: str, *, sink: Sink, device: str = "auto", dtype: DtypeName | None = None, fallback: str | None = None
+) -> Generator:
+    """A generator for the model or run folder `target`; rescues fall back to `fallback` ("nested", or a model)."""
+    opened = open_target(target, sink=sink, device=device, dtype=dtype)
+    return Generator(opened, open_fallback(opened, fallback, sink=sink, device=device, dtype=dtype))
 
 
 def generate_file(

@@ -65,12 +65,14 @@ def append_answers(file: Path, answers: Sequence[tuple[PromptRow, Answer]]) -> N
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab", buffering=0) as handle:
         for row, answer in answers:
-            record = {
+            record: dict[str, Any] = {
                 "id": row.id,
                 "answer": answer.text,
                 "finish_reason": answer.finish_reason,
                 "tokens": len(answer.tokens),
             }
+            if answer.rescue is not None:
+                record["rescue"] = {"status": answer.rescue.status, "reason": answer.rescue.reason}
             # One unbuffered write a line: a crash can tear the last line only, which `answered` mends.
             handle.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         os.fsync(handle.fileno())

@@ -13,9 +13,11 @@ from lowmem.config.load import load_run
 from lowmem.config.run import RunConfig
 from lowmem.errors import ConfigError
 from lowmem.events import Notice, Sink
-from lowmem.generate.engine import STUB_ROOM, Engine
+from lowmem.generate.engine import STUB_ROOM
+from lowmem.generate.fallback import NESTED, Fallback, engine_with, fallback_slots
 from lowmem.generate.tokens import context_of, encode_prompt
 from lowmem.jobs.chat_form import Message, chat_form, message_ids
+from lowmem.jobs.fallback import open_fallback
 from lowmem.jobs.plan import memory_here, this_device
 from lowmem.jobs.target import DtypeName, Target, open_target
 from lowmem.models.resolve import RunFolder, resolve
@@ -48,6 +50,8 @@ class ServeOptions:
     dtype: DtypeName | None = None
     api_key: str | None = None
     reuse_prefixes: bool = False
+    fallback: str | None = None
+    """What rescues fall back to: "nested", or a second model, which is planned and loaded beside the first."""
 
 
 def serve(target: str, options: ServeOptions, *, sink: Sink) -> None:
@@ -59,14 +63,16 @@ def serve(target: str, options: ServeOptions, *, sink: Sink) -> None:
     options = _planned(target, options, sink)
     listening = _listen(options)
     with listening:
-        app = create_app_for(open_target(target, sink=sink, device=options.device, dtype=options.dtype), options)
+        opened = open_target(target, sink=sink, device=options.device, dtype=options.dtype)
+        fallback = open_fallback(opened, options.fallback, sink=sink, device=options.device, dtype=options.dtype)
+        app = create_app_for(opened, options, fallback)
         host, port = listening.getsockname()[:2]
         sink(Notice(f"serving {target} at http://{f'[{host}]' if ':' in host else host}:{port}"))
         _run(app, listening)
         sink(Notice("drained: every answer that was begun is finished"))
 
 
-def create_app_for(target: Target, options: ServeOptions) -> object:
+def create_app_for(target: Target, options: ServeOptions, fallback: Fallback | None = None) -> object:
     """The ASGI application for a loaded model; `options.context` is decided."""
     from lowmem.serve.app import Service, create_app
     from lowmem.serve.metrics import Metrics
@@ -74,9 +80,10 @@ def create_app_for(target: Target, options: ServeOptions) -> object:
 
     model, tokenizer = target.loaded.model, target.loaded.tokenizer
     context, form = options.context or _context(context_of(model), None), chat_form(tokenizer, target.run)
-    engine = Engine(
+    engine = engine_with(
         model,
         tokenizer,
+        fallback,
         slots=options.slots,
         context=context,
         kv_dtype=options.kv_dtype,
@@ -98,7 +105,9 @@ def create_app_for(target: Target, options: ServeOptions) -> object:
             worker=Worker(engine, slots=options.slots, context=context, waiting=options.waiting, metrics=metrics),
             metrics=metrics,
             name=target.loaded.name,
-            settings=default_settings(target.generation, context=context, chat=form is not None),
+            settings=default_settings(
+                target.generation, context=context, chat=form is not None or fallback is not None
+            ),
             context=context,
             encode_text=lambda prompt: encode_prompt(tokenizer, prompt),
             encode_messages=None if form is None else messages,
@@ -125,22 +134,32 @@ def default_settings(given: GenerationConfig, *, context: int, chat: bool) -> Ge
 
 def _planned(target: str, options: ServeOptions, sink: Sink) -> ServeOptions:
     """`options` with the context decided. Raises `BudgetError` with the bill where they do not fit the budget."""
-    location = resolve(target)
-    config = location.config if isinstance(location, RunFolder) else _any_run(target)
-    if options.dtype is not None:
-        config = config.model_copy(update={"dtype": options.dtype})
+    config = _config(target, options)
     shape, device = shape_of(config), this_device(options.device)
     context = _context(getattr(shape.get_text_config(), "max_position_embeddings", None), options.context)
     budget = parse_bytes(options.memory_budget) if options.memory_budget else memory_here(device.costs.kind)
-    bill = predict_serving(config, shape, device, slots=options.slots, context=context, kv_dtype=options.kv_dtype)
+    again = 0 if options.fallback is None else fallback_slots(options.slots)
+    own = options.slots + (again if options.fallback == NESTED else 0)
+    bill = predict_serving(config, shape, device, slots=own, context=context, kv_dtype=options.kv_dtype)
+    if options.fallback not in (None, NESTED):
+        other = _config(str(options.fallback), options)
+        budget -= predict_serving(
+            other, shape_of(other), device, slots=again, context=context, kv_dtype=options.kv_dtype
+        ).peak
     require_room(bill, budget)
     sink(
         Notice(
-            f"{options.slots} slots of {context} tokens: {format_bytes(bill.total)} of {format_bytes(budget)}, "
+            f"{own} slots of {context} tokens: {format_bytes(bill.total)} of {format_bytes(budget)}, "
             f"weights {format_bytes(bill.weights)}, KV cache {format_bytes(bill.cache)}"
         )
     )
     return dataclasses.replace(options, context=context)
+
+
+def _config(target: str, options: ServeOptions) -> RunConfig:
+    location = resolve(target)
+    config = location.config if isinstance(location, RunFolder) else _any_run(target)
+    return config if options.dtype is None else config.model_copy(update={"dtype": options.dtype})
 
 
 def _any_run(model: str) -> RunConfig:

@@ -29,7 +29,7 @@ class FakeGenerator:
 def generator(monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
     fake = FakeGenerator()
 
-    def open_generator(target: str, *, sink: Sink, device: str = "auto") -> FakeGenerator:
+    def open_generator(target: str, *, sink: Sink, device: str = "auto", fallback: str | None = None) -> FakeGenerator:
         return fake
 
     monkeypatch.setattr("lowmem.jobs.generate.open_generator", open_generator)

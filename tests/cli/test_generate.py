@@ -29,7 +29,7 @@ class FakeGenerator:
 def generator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeGenerator:
     fake = FakeGenerator(chat=request.param)
 
-    def open_generator(target: str, *, sink: Sink, device: str = "auto") -> FakeGenerator:
+    def open_generator(target: str, *, sink: Sink, device: str = "auto", fallback: str | None = None) -> FakeGenerator:
         sink(Notice(f"{target} on {device}"))
         return fake
 

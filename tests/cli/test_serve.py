@@ -46,6 +46,36 @@ def test_a_key_that_is_not_set_and_an_unknown_cache_are_refused(
 
 
 @pytest.mark.parametrize("verb", [("chat",), ("generate",)])
+def test_a_fallback_turns_rescue_on(run: Callable[..., Any], verb: tuple[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowmem.config.generation import GenerationConfig
+
+    opened: dict[str, Any] = {}
+
+    class Fake:
+        generation, chat = GenerationConfig(), True
+
+        def stream(self, prompt: Any, config: GenerationConfig) -> list[str]:
+            return [config.on_loop]
+
+    def open_generator(target: str, **keys: Any) -> Fake:
+        opened.update(keys)
+        return Fake()
+
+    monkeypatch.setattr("lowmem.jobs.generate.open_generator", open_generator)
+    given = ["x"] if verb == ("chat",) else ["x", "hello"]
+    assert "rescue" in run(*verb, *given, "--fallback", "nested", input="hello\n").stdout
+    assert opened["fallback"] == "nested"
+    refused = run(*verb, *given, "--fallback", "nested", "--on-loop", "stop", input="hello\n")
+    assert refused.exit_code == 2
+    assert "it is what a rescue decodes with, and --on-loop stop has none" in refused.stderr
+
+
+def test_the_server_is_told_the_fallback(run: Callable[..., Any], asked: list[tuple[str, ServeOptions]]) -> None:
+    assert run("serve", "x", "--fallback", "runs/better").exit_code == 0
+    assert asked[0][1].fallback == "runs/better"
+
+
+@pytest.mark.parametrize("verb", [("chat",), ("generate",)])
 def test_loop_flags_are_checked(run: Callable[..., Any], verb: tuple[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from lowmem.config.generation import GenerationConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -38,6 +39,15 @@ def test_a_port_in_use_is_named(folder: str) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port} cannot be listened on: .*; choose another"):
             serve(folder, ServeOptions(port=port, device="cpu"), sink=ignore)
+
+
+def test_a_second_model_takes_its_part_of_the_budget_first(folder: str) -> None:
+    options = ServeOptions(slots=400, memory_budget="600MiB", device="cpu", fallback=folder)
+    with pytest.raises(BudgetError) as caught:
+        serve(folder, options, sink=ignore)
+    left = re.search(r"of ([\d.]+) MiB: weights", str(caught.value))
+    assert left is not None
+    assert float(left.group(1)) < 599
 
 
 def test_chat_models_are_rescued_unless_their_run_says_otherwise() -> None:
