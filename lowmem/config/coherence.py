@@ -9,17 +9,21 @@ from lowmem.config.loss import ScoreLoss
 from lowmem.config.method import (
     AdapterMethod,
     AutoMethod,
+    FullMethod,
     GumMethod,
     LoraMethod,
     LoraMuonMethod,
     LorsumMethod,
     ZoMethod,
 )
-from lowmem.config.optimizer import AdamW, OfMatrices, SoftMuon, SoftSignum
+from lowmem.config.optimizer import AdamW, Lion, OfMatrices, Sgd, Signum, SoftMuon, SoftSignum, StoSign
 from lowmem.config.quantization import Nf4, NoQuantization
 
 if TYPE_CHECKING:
     from lowmem.config.run import RunConfig
+
+ELEMENTWISE = (AdamW, Lion, Sgd, Signum, StoSign)
+"""Optimizers for which some rows of a matrix are updated as they would be alone."""
 
 
 def objections(config: RunConfig) -> Iterator[str]:
@@ -43,6 +47,8 @@ def objections(config: RunConfig) -> Iterator[str]:
     if isinstance(method, LoraMethod) and method.use_dora and method.init_lora_weights == "pissa":
         yield "method.use_dora: cannot be combined with init_lora_weights: pissa; choose one"
     yield from _of_the_optimizer(config)
+    if config.fsdp:
+        yield from _of_sharding(config)
     if (config.early_stopping_patience or config.load_best_model_at_end) and not config.eval_dataset:
         yield "eval_dataset: is needed by early_stopping_patience and load_best_model_at_end"
 
@@ -78,4 +84,29 @@ def _of_the_optimizer(config: RunConfig) -> Iterator[str]:
     if isinstance(optimizer, SoftSignum | SoftMuon) and config.max_steps is None:
         yield (
             f"optimizer: {optimizer.kind} softens towards the end of the run and must know it beforehand; set max_steps"
+        )
+
+
+def _of_sharding(config: RunConfig) -> Iterator[str]:
+    method, optimizer = config.method, config.optimizer
+    full = isinstance(method, FullMethod)
+    if isinstance(method, FullMethod) and method.update == "in_backward":
+        yield (
+            "fsdp: sums gradients over processes after a layer's backward, and method.update: in_backward uses them "
+            "before; use update: after_backward, where fsdp frees them as well"
+        )
+    elif not full and not isinstance(method, AdapterMethod):
+        yield (
+            f"fsdp: method.kind: {method.kind} needs whole weights or gradients in every process; use method: full, "
+            "lora, lorsum or lora_muon, or several processes without fsdp"
+        )
+    if full and not isinstance(optimizer, ELEMENTWISE):
+        yield (
+            f"fsdp: optimizer.kind: {optimizer.kind} looks at whole matrices, of which each process has some rows; use "
+            "adamw, lion, signum, sgd or stosign"
+        )
+    if not isinstance(config.quantization, NoQuantization):
+        yield (
+            f"fsdp: quantization.kind: {config.quantization.kind} stores codes that cannot be cut by rows; use "
+            "quantization: none, or several processes without fsdp"
         )

@@ -116,6 +116,8 @@ class RunConfig(Section):
     run_name: str | None = None
     output_dir: Annotated[str, Field(min_length=1)] = "runs/default"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    fsdp: bool = False
+    """Cut the decoder's layers over the processes of torchrun (FSDP2), for models that one device cannot hold."""
     num_threads: PositiveInt | None = None
     """CPU threads of torch. Default: torch's own choice."""
     memory_budget: str | None = None

@@ -31,7 +31,7 @@ def rebuild(folder: Path, *, sink: Sink, checkpoint: Path | None = None) -> Rebu
 
     Raises `CheckpointError` where there is none, or where it is damaged.
     """
-    config = load_run(folder / CONFIG_FILE).config
+    config = load_run(folder / CONFIG_FILE).config.model_copy(update={"fsdp": False})  # checkpoints hold whole tensors
     store = checkpoint_store(config, folder)
     path = checkpoint or store.latest()
     if path is None:

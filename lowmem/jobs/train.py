@@ -158,6 +158,8 @@ def _follow(config: RunConfig, group: Group, *, resume: bool | Path) -> TrainRep
     job = _Job(config, folder, nowhere, group)
     progress = restore(job.method, store.load(start)) if start is not None else Progress()
     result = job.run(store, progress, resumed_from=start.name if start else None)
+    if config.fsdp:
+        job.method.export(folder)  # hands over this process's share and writes nothing
     return TrainReport(folder, {}, result.after, result.steps, 0.0, result.peak_bytes, result.reason)
 
 
@@ -202,9 +204,9 @@ class _Job:
         self._batches = _train_batches(config, tokenizer, kind, device=self._device, sink=sink, processes=group.world)
         self._eval_sets = name_apart([_open(config, section, tokenizer, kind, sink) for section in config.eval_dataset])
         self._loaded: LoadedModel = load_model(source, device=self._device, sink=sink)
-        method = build_method(config, self._loaded.model)
+        method = build_method(config, self._loaded.model, shards=group)
         self.method = MeasuredFirstStep(
-            method if group.world == 1 else DataParallel(method, group),
+            method if group.world == 1 else DataParallel(method, group, even=config.fsdp),
             self._loaded.model,
             vocabulary=self._loaded.model.config.vocab_size,
         )
@@ -255,7 +257,7 @@ class _Job:
             progress=progress,
             agree=lambda stop: self._group.either(stop, self._device),
         )
-        if self.method.peaks and self._group.leads:
+        if self.method.peaks and self._group.leads and not config.fsdp:  # the plan is of one process
             predicted = predict_step(config, self._batches.micro_batches(start))
             record = compare(self.method.peaks, predicted)
             write_atomically(self._folder / "memory.json", json.dumps(record, indent=1))

@@ -24,13 +24,14 @@ def accumulate(loss_fn: LossFn, micro_batches: Sequence[Batch], *, seed: int, st
     sharded = loss_fn if isinstance(loss_fn, ShardedLoss) else None
     weight = sum(batch.weight for batch in micro_batches)
     loss = 0.0
-    for index, batch in enumerate(micro_batches):
-        if sharded is not None and not sharded.mine(index):
-            continue
+    turns = enumerate(micro_batches) if sharded is None else sharded.turns(micro_batches)
+    for index, batch in turns:
         # Dropout is the only draw inside the model: seeding it per micro-batch makes resume exact.
         with torch.random.fork_rng(devices=[batch.input_ids.device] if batch.input_ids.is_cuda else []):
             torch.manual_seed(stream_key(seed, step, index, "", "dropout") >> 1)
             total = loss_fn(batch).total / weight
+            if index >= len(micro_batches):  # a turn for company's sake
+                total = total * 0
             total.backward()  # type: ignore[no-untyped-call]
         loss += scalar(total)
     return loss if sharded is None else sharded.sum_gradients(loss)

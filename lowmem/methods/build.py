@@ -20,12 +20,14 @@ from lowmem.errors import ConfigError
 from lowmem.methods.base import Method
 from lowmem.methods.first_order import FirstOrder
 from lowmem.methods.full import export_model, unfreeze
+from lowmem.methods.fully_sharded import shard_
 from lowmem.methods.lowrank.build import pair_descent
 from lowmem.methods.lowrank.lora import adapter_exporter, attach_lora
 from lowmem.methods.prepared import Prepared
 from lowmem.methods.projected.build import layerwise, whole_title
 from lowmem.methods.rules.build import run_rules
 from lowmem.methods.rules.choice import embedding_names
+from lowmem.methods.sharding import Shards
 from lowmem.methods.zo.build import build_algorithm, direction_kind
 from lowmem.methods.zo.perturb import Perturber
 from lowmem.methods.zo.scales import over_scales, prepare_scales
@@ -36,13 +38,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_method(config: RunConfig, model: PreTrainedModel) -> Method:
-    """A `Method` over `model`, which is changed in place: frozen, unfrozen or given adapters.
+def build_method(config: RunConfig, model: PreTrainedModel, *, shards: Shards | None = None) -> Method:
+    """A `Method` over `model`, which is changed in place: frozen, unfrozen or given adapters; cut over `shards` if the
+    config says `fsdp`.
 
     First-order methods leave it in train mode (dropout as its config says), zeroth order in eval mode: both probes
     must see the same function.
     """
-    return assemble(config, model, prepare(config, model))
+    prepared = prepare(config, model)
+    return assemble(config, model, shard_(config, model, prepared, shards) if config.fsdp else prepared)
 
 
 def prepare(config: RunConfig, model: PreTrainedModel) -> Prepared:
@@ -90,6 +94,7 @@ def assemble(config: RunConfig, model: PreTrainedModel, prepared: Prepared) -> M
                 seed=config.seed,
                 max_grad_norm=config.max_grad_norm,
                 exporter=prepared.exporter,
+                layout=prepared.layout,
             )
         case LorsumMethod() | LoraMuonMethod() as method:
             return pair_descent(config, method, model, parameters, prepared)

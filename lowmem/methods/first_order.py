@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from lowmem.data.batch import Batch
 from lowmem.errors import ConfigError
 from lowmem.kernels.reference import stream_key
-from lowmem.methods.accumulate import accumulate, drop_gradients, gradient_norm
+from lowmem.methods.accumulate import accumulate, drop_gradients
 from lowmem.methods.base import MethodState, StepReport
+from lowmem.methods.layout import Layout, Whole
 from lowmem.methods.rules.choice import RuleChoice
-from lowmem.methods.tensors import SkipCounter, prefixed, restore_
+from lowmem.methods.tensors import SkipCounter, restore_
 from lowmem.models.loss import LossFn
 
 
@@ -29,7 +30,7 @@ class FirstOrder:
     """`Method` that calls backward and hands each gradient to the rule that `rules` gives its parameter.
 
     `trainable`: parameters by canonical name. `exporter` writes the result in the format other tools read.
-    `max_grad_norm` clips the global norm of the accumulated gradient, exactly.
+    `max_grad_norm` clips the global norm of the accumulated gradient, exactly. `layout`: what of them is here.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class FirstOrder:
         seed: int,
         max_grad_norm: float | None,
         exporter: Callable[[Path], None],
+        layout: Layout | None = None,
     ) -> None:
         if not trainable:
             raise ConfigError("method: nothing to train: no parameter requires a gradient; check the target modules")
         self._parameters = trainable
         self._rules = {name: rules(name, p) for name, p in trainable.items()}
-        self._slots = {name: self._rules[name].init(p) for name, p in trainable.items()}
+        self._layout = layout or Whole()
+        self._slots = {name: self._rules[name].init(self._layout.part(p)) for name, p in trainable.items()}
         self._title = f"{title} + {rules.title}"
         self._seed = seed
         self._max_grad_norm = max_grad_norm
@@ -65,7 +68,7 @@ class FirstOrder:
     def step(self, loss_fn: LossFn, micro_batches: Sequence[Batch], *, lr: float, step: int) -> StepReport:
         try:
             loss = accumulate(loss_fn, micro_batches, seed=self._seed, step=step)
-            norm = gradient_norm(self._parameters.values())
+            norm = self._layout.norm(self._parameters.values())
             skipped = not (math.isfinite(loss) and math.isfinite(norm))
             if not skipped:
                 self._update(lr, norm, step)
@@ -81,10 +84,13 @@ class FirstOrder:
             drop_gradients(self._parameters.values())
 
     def state(self) -> MethodState:
-        return MethodState(self._tensors(), {"updates": self._updates, "skips": self._skips.in_a_row})
+        tensors = {key: self._layout.whole(part, parameter) for key, (part, parameter) in self._tensors().items()}
+        return MethodState(tensors, {"updates": self._updates, "skips": self._skips.in_a_row})
 
     def load_state(self, state: MethodState) -> None:
-        restore_(self._tensors(), state.tensors)
+        known = self._tensors()
+        saved = {k: self._layout.take(t, known[k][1]) if k in known else t for k, t in state.tensors.items()}
+        restore_({key: part for key, (part, _) in known.items()}, saved)
         self._updates = int(state.numbers["updates"] or 0)
         self._skips.in_a_row = int(state.numbers["skips"] or 0)
 
@@ -94,19 +100,22 @@ class FirstOrder:
     def _update(self, lr: float, norm: float, step: int) -> None:
         self._updates += 1
         clip = 1.0 if self._max_grad_norm is None else min(1.0, self._max_grad_norm / (norm + 1e-6))
+        layout = self._layout
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 if parameter.grad is None:
                     continue
+                grad = layout.part(parameter.grad)
                 if clip < 1.0:
-                    parameter.grad.mul_(clip)
-                key = stream_key(self._seed, step, 0, name, "rounding")
+                    grad.mul_(clip)
+                key = stream_key(self._seed, step, layout.stream(parameter), name, "rounding")
                 self._rules[name].update_(
-                    parameter, parameter.grad, self._slots[name], lr=lr, t=self._updates, rounding_key=key
+                    layout.part(parameter), grad, self._slots[name], lr=lr, t=self._updates, rounding_key=key
                 )
 
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = prefixed("weights", {name: p.detach() for name, p in self._parameters.items()})
+    def _tensors(self) -> dict[str, tuple[Tensor, nn.Parameter]]:
+        """What is here of every tensor of the state, and the parameter that it belongs to."""
+        found = {f"weights/{name}": (self._layout.part(p.detach()), p) for name, p in self._parameters.items()}
         for name, slots in self._slots.items():
-            tensors |= prefixed(f"state/{name}", slots)
-        return tensors
+            found |= {f"state/{name}/{slot}": (tensor, self._parameters[name]) for slot, tensor in slots.items()}
+        return found

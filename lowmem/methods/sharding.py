@@ -8,7 +8,7 @@ last bit. All processes then make the same update of the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -35,16 +35,24 @@ class Shards(Protocol):
 
 
 class ShardedLoss:
-    """`LossFn` for `accumulate`: also says which micro-batches are this process's, and sums over all processes."""
+    """`LossFn` for `accumulate`: also says which micro-batches are this process's, and sums over all processes.
 
-    def __init__(self, loss_fn: LossFn, shards: Shards, parameters: Sequence[nn.Parameter]) -> None:
-        self._loss_fn, self._shards, self._parameters = loss_fn, shards, parameters
+    `even`: every process takes as many turns, because each is a collective call (`fully_sharded.py`).
+    """
+
+    def __init__(
+        self, loss_fn: LossFn, shards: Shards, parameters: Sequence[nn.Parameter], *, even: bool = False
+    ) -> None:
+        self._loss_fn, self._shards, self._parameters, self._even = loss_fn, shards, parameters, even
 
     def __call__(self, batch: Batch) -> LossSums:
         return self._loss_fn(batch)
 
-    def mine(self, index: int) -> bool:
-        return index % self._shards.world == self._shards.rank
+    def turns(self, micro_batches: Sequence[Batch]) -> Iterator[tuple[int, Batch]]:
+        """This process's micro-batches with their numbers; a number beyond the last counts for nothing."""
+        count, world = len(micro_batches), self._shards.world
+        for index in range(self._shards.rank, -(-count // world) * world if self._even else count, world):
+            yield index, micro_batches[index % count]
 
     def sum_gradients(self, loss: float) -> float:
         """Every `.grad` is the sum over the processes, None where no process has one; returns the sum of `loss`."""
@@ -112,8 +120,15 @@ def refuse_unless_shardable(method: Method) -> None:
 
 
 def trained(method: Method) -> list[nn.Parameter]:
-    """What gradients are summed for."""
-    return [p for p in method.trainable.values() if isinstance(p, nn.Parameter)]
+    """What gradients are summed for: all that are whole in every process."""
+    return [p for p in method.trainable.values() if isinstance(p, nn.Parameter) and not is_sharded(p)]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process holds a part of `tensor` alone."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> int:

@@ -2,8 +2,9 @@
 
 Every process runs the same loop over the same data and takes the micro-batches whose turn is its own, so an effective
 batch holds `per_device_train_batch_size` x `gradient_accumulation_steps` x N examples. Only process 0 writes the run
-folder. Weights never travel: each process makes the same update, and every `HASH_STEPS` steps all compare a hash of
-their trained weights and stop if one differs. Zeroth order exchanges B numbers a probe, first order its gradients.
+folder. Weights never travel (with `fsdp` they do, layer by layer: `methods/fully_sharded.py`): each process makes the
+same update, and every `HASH_STEPS` steps all compare a hash of what each holds whole, and stop if one differs. Zeroth
+order exchanges B numbers a probe, first order its gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from lowmem.data.batch import Batch
 from lowmem.errors import ConfigError, DivergenceError
 from lowmem.methods.base import Method, MethodState, StepReport
-from lowmem.methods.sharding import ShardedLoss, SharedProbes, fingerprint, refuse_unless_shardable, trained
+from lowmem.methods.sharding import ShardedLoss, SharedProbes, fingerprint, is_sharded, refuse_unless_shardable, trained
 from lowmem.methods.zo.zeroth_order import ZerothOrder
 from lowmem.models.loss import LossFn
 from lowmem.train.checkpoint import Checkpoint
@@ -85,11 +86,13 @@ class Group:
 class DataParallel:
     """A `Method` that makes `method`'s step together with the other processes of `group`.
 
-    Raises `ConfigError` for a method whose step cannot be split.
+    `even`: all of them must run the model equally often, see `ShardedLoss`. Raises `ConfigError` for a method whose
+    step cannot be split.
     """
 
-    def __init__(self, method: Method, group: Group, *, hash_steps: int = HASH_STEPS) -> None:
+    def __init__(self, method: Method, group: Group, *, even: bool = False, hash_steps: int = HASH_STEPS) -> None:
         refuse_unless_shardable(method)
+        self._even = even
         self._method, self._group, self._hash_steps = method, group, hash_steps
 
     @property
@@ -107,7 +110,7 @@ class DataParallel:
         if isinstance(self._method, ZerothOrder):
             shared = SharedProbes(loss_fn, self._group, micro_batches)
         else:
-            shared = ShardedLoss(loss_fn, self._group, trained(self._method))
+            shared = ShardedLoss(loss_fn, self._group, trained(self._method), even=self._even)
         return self._method.step(shared, micro_batches, lr=lr, step=step)
 
     def rehearse(self, loss_fn: LossFn, micro_batches: Sequence[Batch]) -> None:
@@ -123,8 +126,8 @@ class DataParallel:
         self._method.export(folder)
 
     def _compare(self, step: int) -> None:
-        """Raises `DivergenceError` unless all processes hold the same trained bytes."""
-        tensors = list(self._method.trainable.values())
+        """Raises `DivergenceError` unless all processes hold the same bytes of what is whole in each."""
+        tensors = [t for t in self._method.trainable.values() if not is_sharded(t)]
         own = fingerprint(tensors)
         hashes = torch.zeros(self._group.world, dtype=torch.int64, device=tensors[0].device)
         hashes[self._group.rank] = own

@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora-dropout": {"method": {"kind": "lora", "lora_dropout": 0.2}, "learning_rate": 1e-2},
     "full": {"method": {"kind": "full"}, "optimizer": {"kind": "sgd"}, "learning_rate": 0.1},
     "lora-muon": {"method": {"kind": "lora_muon"}},
+    "lorsum": {"method": {"kind": "lorsum"}},
+    "lorsum-alternating": {"method": {"kind": "lorsum", "mode": "alternating"}},
 }
 EXACT = ("mezo", "adanaged")
 STEPS = 4
