@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lowmem.data.batch import Batch
 from lowmem.errors import OutOfMemoryError
 from lowmem.kernels.noise import stream_key
+from lowmem.methods.sharding import ShardedLoss
 from lowmem.models.loss import LossFn
 
 Receive = Callable[[str, Tensor], None]
@@ -51,13 +52,15 @@ def _handing_over(name: str, receive: Receive) -> Callable[[nn.Parameter], None]
 
 
 def scaled_losses(loss_fn: LossFn, micro_batches: Sequence[Batch], *, seed: int, step: int) -> Iterator[Tensor]:
-    """Each micro-batch's share of the mean loss; its backward belongs into the loop over them.
+    """Each micro-batch's share of the mean loss, of this process's where there are several; its backward belongs into
+    the loop over them.
 
     Dropout is the only draw inside the model: seeding it per micro-batch, for what backward recomputes too, makes
     resume exact and lets a micro-batch be run twice.
     """
     weight = sum(batch.weight for batch in micro_batches)
-    for index, batch in enumerate(micro_batches):
+    turns = loss_fn.turns(micro_batches) if isinstance(loss_fn, ShardedLoss) else enumerate(micro_batches)
+    for index, batch in turns:
         with torch.random.fork_rng(devices=[batch.input_ids.device] if batch.input_ids.is_cuda else []):
             torch.manual_seed(stream_key(seed, step, index, "", "dropout") >> 1)
             yield loss_fn(batch).total / weight

@@ -12,6 +12,7 @@ Clipping by `max_grad_norm`, over the gradient in the coordinates that are train
                 micro-batch is run through backward twice, first for the norm, then for the update; several are held.
     per_layer   each tensor by its own norm, in one pass
     none        not at all
+Several processes: what each gathered is summed before the update, so only `exact`, which waits, can be split.
 A loss that is not finite is seen before its backward, and the step is skipped. A gradient that is not finite skips the
 step with `exact`; otherwise it is too late for that, and the tensors concerned are left alone (`skipped_tensors`).
 With `exact` on projected or several micro-batches a step that runs out of memory during backward can be repeated; a
@@ -33,6 +34,7 @@ from lowmem.errors import ConfigError
 from lowmem.kernels.noise import stream_key
 from lowmem.methods.base import MethodState, StepReport
 from lowmem.methods.inside_backward import Torn, gradients_to, scaled_losses
+from lowmem.methods.sharding import ShardedLoss
 from lowmem.methods.tensor_update import TensorUpdate
 from lowmem.methods.tensors import SkipCounter, prefixed, restore_, scalar
 from lowmem.models.loss import LossFn
@@ -71,6 +73,10 @@ class LayerWise:
         return self._title
 
     @property
+    def clipping(self) -> Clipping:
+        return self._clipping
+
+    @property
     def trainable(self) -> dict[str, Tensor]:
         return dict(self._parameters)
 
@@ -78,7 +84,7 @@ class LayerWise:
         self._torn.refuse()
         self._norms, self._left_alone = {}, 0
         try:
-            if self._holds(micro_batches):
+            if isinstance(loss_fn, ShardedLoss) or self._holds(micro_batches):
                 loss, norm, written = self._when_known(loss_fn, micro_batches, lr=lr, step=step)
             elif self._clipping == "exact" and self._limit is not None:
                 loss, norm, written = self._in_two_passes(loss_fn, micro_batches, lr=lr, step=step)
@@ -125,12 +131,24 @@ class LayerWise:
         self, loss_fn: LossFn, micro_batches: Sequence[Batch], *, lr: float, step: int
     ) -> tuple[float, float, bool]:
         loss = self._backward(loss_fn, micro_batches, step=step, finished=None)
+        if isinstance(loss_fn, ShardedLoss):
+            loss = self._exchange(loss_fn, loss)
         norm = self._global_norm(self._measure) if math.isfinite(loss) else math.nan
         if not math.isfinite(norm):
             return loss, norm, False
         for name in self._tensors:
             self._write(name, self._clip(norm), lr=lr, step=step)
         return loss, norm, True
+
+    def _exchange(self, shared: ShardedLoss, loss: float) -> float:
+        """What was gathered is summed over the processes unless the step will be skipped; returns the sum of `loss`."""
+        met = [float(tensor.gathered) for tensor in self._tensors.values()]
+        *counts, total = shared.sum_numbers([*met, loss])
+        if math.isfinite(total):
+            for tensor, count in zip(self._tensors.values(), counts, strict=True):
+                if count:
+                    tensor.exchange(shared.sum_)
+        return total
 
     def _in_two_passes(
         self, loss_fn: LossFn, micro_batches: Sequence[Batch], *, lr: float, step: int

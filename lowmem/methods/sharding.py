@@ -54,20 +54,27 @@ class ShardedLoss:
         for index in range(self._shards.rank, -(-count // world) * world if self._even else count, world):
             yield index, micro_batches[index % count]
 
+    def sum_(self, tensor: Tensor) -> None:
+        self._shards.sum_(tensor)
+
+    def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
+        """Each number's sum over the processes."""
+        summed = torch.tensor(numbers, dtype=torch.float64).to(self._parameters[0].device)
+        self._shards.sum_(summed)
+        found: list[float] = summed.tolist()
+        return found
+
     def sum_gradients(self, loss: float) -> float:
         """Every `.grad` is the sum over the processes, None where no process has one; returns the sum of `loss`."""
-        device = self._parameters[0].device
-        met = torch.tensor([float(p.grad is not None) for p in self._parameters] + [loss], dtype=torch.float64)
-        met = met.to(device)
-        self._shards.sum_(met)
-        *counts, total = met.tolist()
+        met = self.sum_numbers([*(float(p.grad is not None) for p in self._parameters), loss])
+        *counts, total = met
         for parameter, count in zip(self._parameters, counts, strict=True):
             if not count:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             self._shards.sum_(parameter.grad)
-        return float(total)
+        return total
 
 
 class SharedProbes:
@@ -101,16 +108,21 @@ class SharedProbes:
 def refuse_unless_shardable(method: Method) -> None:
     """Raises `ConfigError` naming the reason when several processes would not make the same step of `method`."""
     from lowmem.methods.first_order import FirstOrder
+    from lowmem.methods.layerwise import LayerWise
     from lowmem.methods.lowrank.descent import PairDescent
     from lowmem.methods.zo.zeroth_order import ZerothOrder
 
     match method:
         case ZerothOrder() | FirstOrder():
             return
-        case PairDescent(observes="nothing"):
+        case PairDescent(observes="nothing") | LayerWise(clipping="exact"):
             return
         case PairDescent():
             reason = "its metric is measured on the tokens of one process; use metric: none"
+        case LayerWise():
+            reason = (
+                f"method.clipping: {method.clipping} moves weights before gradients are summed; use clipping: exact"
+            )
         case _:
             reason = "its update uses gradients before they are summed over the processes"
     raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -23,6 +24,10 @@ class TensorUpdate(Protocol):
 
     def gather(self, grad: Tensor) -> None:
         """Adds `grad`, which may be kept and overwritten."""
+        ...
+
+    def exchange(self, sum_: Callable[[Tensor], None]) -> None:
+        """What was gathered is the sum over all processes, at least one of which gathered something."""
         ...
 
     def norm(self) -> Tensor:
@@ -66,6 +71,10 @@ class WholeUpdate:
 
     def gather(self, grad: Tensor) -> None:
         self._grad = grad if self._grad is None else self._grad.add_(grad)
+
+    def exchange(self, sum_: Callable[[Tensor], None]) -> None:
+        self._grad = torch.zeros_like(self._weight) if self._grad is None else self._grad
+        sum_(self._grad)
 
     def norm(self) -> Tensor:
         if self._grad is None:

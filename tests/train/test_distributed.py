@@ -30,6 +30,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": {"kind": "full"}, "optimizer": {"kind": "sgd"}, "learning_rate": 0.1},
     "lora-muon": {"method": {"kind": "lora_muon"}},
     "lorsum": {"method": {"kind": "lorsum"}},
+    "galore": {
+        "method": {"kind": "galore", "rank": 4, "period": 3},
+        "optimizer": {"kind": "sgd"},
+        "learning_rate": 0.1,
+    },
+    "gum": {"method": {"kind": "gum", "rank": 4, "period": 2, "gamma": 1}, "learning_rate": 1e-2},
+    "full-in-backward": {
+        "method": {"kind": "full", "update": "in_backward"},
+        "optimizer": {"kind": "sgd"},
+        "learning_rate": 0.1,
+    },
     "lorsum-alternating": {"method": {"kind": "lorsum", "mode": "alternating"}},
 }
 EXACT = ("mezo", "adanaged")
@@ -142,6 +153,13 @@ def test_a_method_whose_step_cannot_be_split_is_refused_with_the_reason() -> Non
         refuse_unless_shardable(build_method(run_config(method={"kind": "lorsum", "metric": "kfac"}), tiny_model()))
     plain = build_method(run_config(method={"kind": "lorsum", "metric": "none"}), tiny_model())
     refuse_unless_shardable(plain)
+
+    eager = run_config(method={"kind": "gum", "gamma": 1, "clipping": "per_layer"})
+    with pytest.raises(
+        ConfigError, match=r"clipping: per_layer moves weights before gradients are summed; use clipping"
+    ):
+        refuse_unless_shardable(build_method(eager, tiny_model()))
+    refuse_unless_shardable(build_method(run_config(method={"kind": "galore"}), tiny_model()))
 
     class Alien:
         title = "alien"

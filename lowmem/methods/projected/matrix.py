@@ -102,6 +102,17 @@ class ProjectedMatrix:
         new = grad if self._full else coordinates(self._basis, g)
         self._gathered = new if self._gathered is None else self._gathered.add_(new)
 
+    def exchange(self, sum_: Callable[[Tensor], None]) -> None:
+        if self._gathered is None:
+            like = self._weight.dtype if self._full else torch.float32
+            shape = self._weight.shape if self._full else (self._rank, self._long)
+            self._gathered = torch.zeros(shape, dtype=like, device=self._weight.device)
+        sum_(self._gathered)
+        if self._due and not self._full:
+            thin = (self._short, self._sketch_width)
+            self._sketch = self._gathered.new_zeros(thin) if self._sketch is None else self._sketch
+            sum_(self._sketch)
+
     def norm(self) -> Tensor:
         if self._gathered is None:
             return torch.zeros((), dtype=torch.float32, device=self._weight.device)
@@ -144,6 +155,10 @@ class ProjectedMatrix:
     def _due(self) -> bool:
         return looks(self._update, index=self._index, count=self._count, period=self._shared.period)
 
+    @property
+    def _sketch_width(self) -> int:
+        return min(self._rank + OVERSAMPLING, self._short)
+
     def _rule_of(self, full: bool) -> Rule:
         branches = self._shared.branches
         if not full:
@@ -171,11 +186,10 @@ class ProjectedMatrix:
     def _sketch_matrix(self) -> Tensor:
         """The same for every micro-batch of an update."""
         key = stream_key(self._shared.seed, self._update, 0, self._name, "sketch")
-        width = min(self._rank + OVERSAMPLING, self._short)
         average = self._slots.get("exp_avg")  # not every rule keeps one, and some keep it as codes
         readable = average is not None and average.is_floating_point() and average.shape == (self._rank, self._long)
         momentum = average if readable and self._update > 0 and not self._full else None
-        return sketch_matrix(momentum, long=self._long, width=width, key=key, device=self._weight.device)
+        return sketch_matrix(momentum, long=self._long, width=self._sketch_width, key=key, device=self._weight.device)
 
     def _take_basis(self, key: int) -> None:
         sketch, self._sketch = self._sketch, None
