@@ -61,7 +61,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Labels:
-    """What `label` found. `tokens_to_answer`: before the first announced answer, right or not; None without one."""
+    """What `label` found. `tokens_to_answer`: before the first answer, right or not; None without one."""
 
     outcome: Outcome
     loop: bool
@@ -105,7 +105,7 @@ def label(trace: Trace, question: Question) -> Labels:
         hit_limit=trace.cut,
         unclosed_think=final_text(trace.whole) is None,
         delayed_commitment=bool(right) and _late(trace, right[0]),
-        tokens_to_answer=trace.token_at(found[0].start) if found else None,
+        tokens_to_answer=_tokens_to_answer(trace, found),
     )
 
 
@@ -130,6 +130,14 @@ def _gives(text: str, question: Question) -> bool:
         return True
     found = announced(text)
     return bool(found) and verify_value(question.kind, found[-1].value, question.references)
+
+
+def _tokens_to_answer(trace: Trace, found: Sequence[Announced]) -> int | None:
+    """Tokens before the first announcement, else before what stands after the thought."""
+    if found:
+        return trace.token_at(found[0].start)
+    final = final_text(trace.whole)
+    return trace.token_at(trace.text.rfind(final)) if final else None
 
 
 def _late(trace: Trace, first: Announced) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lowmem.report.elements import curves, escaped, section, soft, table, td, th, whole_page, write_whole
 from lowmem.report.figures import charts
+from lowmem.report.reasoning import reasoning_section
 from lowmem.report.run_folder import PhaseMemory, Record, RunFolder, Sample, read_run_folder
 from lowmem.report.summary import (
     MEMORY_TOLERANCE,
@@ -56,6 +57,7 @@ def render(run: RunFolder) -> str:
         curves(charts(run.records)),
         _memory(run.memory, peak_bytes(run.records)),
         _samples(run.samples),
+        reasoning_section(run.reasoning),
         section("Config", f"<pre>{escaped(run.config_text)}</pre>" if run.config_text else soft("Not recorded.")),
         section("Plan", _nested(run.plan) if run.plan else soft("This run was not planned (no plan.json).")),
         section("Environment", _nested(run.environment) if run.environment else soft("Not recorded.")),

@@ -13,6 +13,9 @@ import yaml
 from lowmem.errors import ConfigError, FormatError
 from lowmem.train.record import read_metrics
 
+REASONING = "reasoning.json"
+"""What `lowmem eval --reasoning` found, by dataset."""
+
 T = TypeVar("T")
 Record = dict[str, Any]
 
@@ -48,6 +51,7 @@ class RunFolder:
     plan: Record | None
     memory: list[PhaseMemory]
     samples: list[Sample]
+    reasoning: Record
     problems: list[str]
 
 
@@ -80,6 +84,7 @@ def read_run_folder(folder: Path) -> RunFolder:
         plan=piece("plan.json", _object, consequence=None),
         memory=piece("memory.json", _memory, consequence=None) or [],
         samples=piece("samples.jsonl", _samples, consequence=None) or [],
+        reasoning=piece(REASONING, _reasoning, consequence=None) or {},
         problems=problems,
     )
 
@@ -99,6 +104,15 @@ def _object(path: Path) -> Record:
     content = json.loads(_text(path))
     if not isinstance(content, dict):
         raise FormatError("it holds no object")
+    return content
+
+
+def _reasoning(path: Path) -> Record:
+    content = _object(path)
+    for name, one in content.items():
+        rows = one.get("rows") if isinstance(one, dict) else None
+        if not isinstance(rows, list) or not {"outcomes", "loop_rate", "median_tokens"} <= one.keys():
+            raise FormatError(f"{name!r} is no report of `lowmem eval --reasoning`")
     return content
 
 

@@ -103,3 +103,60 @@ def test_bad_options_are_usage_errors(
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert asked == {}
+
+
+def test_reasoning_is_a_table_with_the_baseline_and_a_sentence(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowmem.evaluate.reasoning import ReasoningReport, Row
+
+    seen: dict[str, Any] = {}
+    rows = (
+        Row("raw", 0.25, 0.0, 0.5, 100, 400, 1, 2, 4, 0),
+        Row("last_parseable", 0.5, 0.5, 0.5, 100, 200, 1, 2, 2, 0),
+    )
+    report = ReasoningReport(4, {"ok": 1, "commitment_failure": 3}, 0.5, 0.5, 0.25, 0, 90, None, {"tail": 2}, {}, rows)
+
+    def evaluate_reasoning(target: str, datasets: Any, **options: Any) -> dict[str, ReasoningReport]:
+        seen.update(target=target, datasets=datasets, **options)
+        return {"add": report}
+
+    monkeypatch.setattr("lowmem.jobs.reasoning.evaluate_reasoning", evaluate_reasoning)
+    lines = run("eval", "m", "--reasoning", "--dataset", "add", "--fallback", "nested").stdout.splitlines()
+    assert [line.split()[:2] for line in lines[2:4]] == [["raw", "0.250"], ["last_parseable", "0.500"]]
+    assert lines[4].startswith("4 problems: 3 right answer lost, 1 right. loop 50.0%")
+    assert (seen["fallback"], seen["generation"].on_loop) == ("nested", "rescue")
+    found = json.loads(run("eval", "m", "--reasoning", "--dataset", "add", "--json").stdout)
+    assert found["add"]["rows"][1]["accuracy"] == 0.5
+    assert seen["generation"].on_loop == "continue"
+
+
+def test_tasks_of_lm_eval_are_metrics(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def evaluate_tasks(target: str, tasks: list[str], **options: Any) -> dict[str, dict[str, float]]:
+        asked.append((target, tasks, options["limit"]))
+        return {"arc_easy": {"acc": 0.5}}
+
+    monkeypatch.setattr("lowmem.jobs.lm_eval.evaluate_tasks", evaluate_tasks)
+    result = run("eval", "m", "--lm-eval", "arc_easy", "--limit", "3")
+    assert result.stdout.splitlines()[1].split() == ["arc_easy", "acc", "0.5000"]
+    assert asked == [("m", ["arc_easy"], 3)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--traces", "x.jsonl"), "belong to --reasoning"),
+        (("--fallback", "nested"), "belong to --reasoning"),
+        (("--lm-eval", "x", "--reasoning"), "leave --reasoning out"),
+        (("--lm-eval", "x", "--dataset", "add"), "leave --dataset out"),
+        (("--reasoning", "--fallback", "nested", "--dataset", "add", "generation.on_loop=stop"), "has none; leave one"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    run: Callable[..., Any], flags: tuple[str, ...], message: str
+) -> None:
+    result = run("eval", "m", *flags)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -89,6 +89,7 @@ def test_an_answer_outside_a_thought_is_not_late() -> None:
 
 def test_tokens_to_the_first_answer_are_those_before_it() -> None:
     assert label(trace("a b c The answer is 7. And the answer is 42."), QUESTION).tokens_to_answer == 3
+    assert label(trace("a b </think> 42"), QUESTION).tokens_to_answer == 3
     assert label(trace("a b c"), QUESTION).tokens_to_answer is None
 
 
