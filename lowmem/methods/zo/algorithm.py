@@ -59,6 +59,12 @@ class Move:
     form: Form | None = None
 
 
+def slope(evaluate: Evaluate, direction: Direction, eps: float) -> tuple[float, float]:
+    """(mean loss of two probes at +-`eps`, difference quotient between them)."""
+    plus, minus = evaluate(direction, eps), evaluate(direction, -eps)
+    return (plus.mean + minus.mean) / 2, (plus.mean - minus.mean) / (2 * eps)
+
+
 class Algorithm(Protocol):
     """Decides moves from function values. All state is in `numbers`."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from lowmem.methods.zo.algorithm import Evaluate, Move
+from lowmem.methods.zo.algorithm import Evaluate, Move, slope
 from lowmem.methods.zo.history import History
 from lowmem.methods.zo.perturb import Direction
 
@@ -34,9 +34,7 @@ class Lozo:
 
     def step(self, evaluate: Evaluate, *, lr: float, step: int) -> Move:
         z = Direction(step)
-        plus, minus = evaluate(z, self._eps), evaluate(z, -self._eps)
-        loss = (plus.mean + minus.mean) / 2
-        rho = (plus.mean - minus.mean) / (2 * self._eps)
+        loss, rho = slope(evaluate, z, self._eps)
         if not math.isfinite(rho):
             return Move(loss, (), 2, {"projected_grad": rho}, skipped=True)
         self._history.add(step, [(z, rho)])

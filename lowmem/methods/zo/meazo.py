@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lowmem.methods.zo.algorithm import Evaluate, Move
+from lowmem.methods.zo.algorithm import Evaluate, Move, slope
 from lowmem.methods.zo.mezo import DEFAULT_EPS
 from lowmem.methods.zo.perturb import Direction
 
@@ -38,9 +38,7 @@ class Meazo:
 
     def step(self, evaluate: Evaluate, *, lr: float, step: int) -> Move:
         z = Direction(step)
-        plus, minus = evaluate(z, self.eps), evaluate(z, -self.eps)
-        loss = (plus.mean + minus.mean) / 2
-        rho = (plus.mean - minus.mean) / (2 * self.eps)
+        loss, rho = slope(evaluate, z, self.eps)
         if not math.isfinite(rho):
             return Move(loss, (), 2, {"projected_grad": rho}, skipped=True)
         self._moment = BETA * self._moment + (1 - BETA) * rho**2

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lowmem.methods.zo.algorithm import Evaluate, Move
+from lowmem.methods.zo.algorithm import Evaluate, Move, slope
 from lowmem.methods.zo.perturb import Direction
 
 DEFAULT_EPS = 1e-3
@@ -27,9 +27,7 @@ class Mezo:
 
     def step(self, evaluate: Evaluate, *, lr: float, step: int) -> Move:
         z = Direction(step)
-        plus, minus = evaluate(z, self.eps), evaluate(z, -self.eps)
-        loss = (plus.mean + minus.mean) / 2
-        rho = (plus.mean - minus.mean) / (2 * self.eps)
+        loss, rho = slope(evaluate, z, self.eps)
         if not math.isfinite(rho):
             return Move(loss, (), 2, {"projected_grad": rho}, skipped=True)
         return Move(loss, ((z, lr * rho),), 2, {"projected_grad": rho})
