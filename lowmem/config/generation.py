@@ -41,3 +41,8 @@ class GenerationConfig(Section):
     the tokens run out or the text ends inside a thought."""
     commit_tokens: PositiveInt = 256
     """At most this many tokens, beyond `max_new_tokens`, for an answer that is asked for after a loop."""
+    outline: Literal["off", "on", "auto"] = "off"
+    """Planning: the high precision (a nested model's second planes, or the fallback) writes an outline first, and the
+    low precision works along it. auto: what `lowmem calibrate` found best for the model."""
+    outline_tokens: PositiveInt = 128
+    """Longest outline."""

@@ -99,7 +99,16 @@ class Engine:
         return own + (0 if self._fallback is None else self._fallback.cached_tokens)
 
     def submit(self, request: Request) -> Generation:
-        """The request waits for a slot. Raises `ConfigError` when its prompt leaves no room for an answer."""
+        """The request waits for a slot.
+
+        Raises `ConfigError` when its prompt leaves no room for an answer, or when an outline is asked for: that is
+        written before a request is made.
+        """
+        if request.config.outline != "off":
+            raise ConfigError(
+                f"generation.outline={request.config.outline} is for `generate` and `chat`, which write the outline "
+                "before the prompt; set it to off here"
+            )
         limit = self._limit(request)
         detector = None if request.config.on_loop == "continue" else self._detector(request)
         generation = Generation(request, self._tokenizer, ends=self._ends, limit=limit, detector=detector)
