@@ -88,7 +88,7 @@ def generate_file(
     """
     settings = config or generator.generation
     prompts = read_prompts(input)
-    done = answered(output)
+    done = answered(output, prompts)
     missing = [row for row in prompts if row.id not in done]
     if len(missing) < len(prompts):
         sink(Notice(f"{len(prompts) - len(missing)} of {len(prompts)} answers are already in {output}"))

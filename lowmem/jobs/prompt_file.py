@@ -40,10 +40,11 @@ def read_prompts(file: Path) -> list[PromptRow]:
     return rows
 
 
-def answered(file: Path) -> set[Id]:
-    """Ids that have an answer in `file`; none when there is no such file.
+def answered(file: Path, prompts: Sequence[PromptRow]) -> set[Id]:
+    """Ids of `prompts` that have an answer in `file`; none when there is no such file.
 
-    A last line without its end, torn by a crash, is cut off the file: its prompt is answered again.
+    A last line without its end, torn by a crash, is cut off the file: its prompt is answered again. Raises `DataError`
+    for a line that is no answer to one of `prompts`, or the second one to it: the file is not what this job wrote.
     """
     if not file.exists():
         return set()
@@ -52,11 +53,16 @@ def answered(file: Path) -> set[Id]:
     if whole < len(content):
         with file.open("r+b") as handle:
             handle.truncate(whole)
-    ids: set[Id] = set()
+    asked, ids = {prompt.id for prompt in prompts}, set[Id]()
     for where, row in _rows(file):
-        if not isinstance(row.get("id"), str | int):
-            raise DataError(f"{where}: is no answer (it has no id); give another output file")
-        ids.add(row["id"])
+        found = row.get("id")
+        if not isinstance(found, str | int) or not isinstance(row.get("answer"), str):
+            raise DataError(f"{where}: is no answer (it has no id, or no text); give another output file")
+        if found not in asked or found in ids:
+            fault = "is a second answer to" if found in ids else "answers"
+            suffix = "" if found in ids else ", which is not among the prompts"
+            raise DataError(f"{where}: {fault} {found!r}{suffix}; give another output file")
+        ids.add(found)
     return ids
 
 

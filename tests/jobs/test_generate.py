@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,46 @@ def test_files_that_cannot_be_used_are_named(generator: Generator, tmp_path: Pat
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"empty.jsonl: holds no prompts"):
         generate_file(generator, tmp_path / "empty.jsonl", out, DRAWN, ignore)
-    out.write_text('{"something": "else"}\n')
-    with pytest.raises(DataError, match=r"answers.jsonl:1: is no answer \(it has no id\); give another output"):
-        generate_file(generator, prompts(tmp_path, [{"prompt": "a"}]), out, DRAWN, ignore)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"something": "else"}\n', r"answers.jsonl:1: is no answer \(it has no id, or no text\); give another output"),
+        ('{"id": 1, "answer": 3}\n', r"answers.jsonl:1: is no answer"),
+        ('{"id": 1, "answer": "a"}\n{"id": 1, "ans\n{"id": 2, "answer": "b"}\n', r"answers.jsonl:2: is not valid JSON"),
+        ('{"id": 1, "answer": "a"}\n{"id": 1, "answer": "b"}\n', r"answers.jsonl:2: is a second answer to 1; give"),
+        ('{"id": "x", "answer": "a"}\n', r"answers.jsonl:1: answers 'x', which is not among the prompts; give"),
+    ],
+)
+def test_a_damaged_file_of_answers_is_refused_and_left_alone(
+    generator: Generator, tmp_path: Path, content: str, message: str
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    out.write_text(content)
+    with pytest.raises(DataError, match=message):
+        generate_file(generator, prompts(tmp_path, [{"prompt": "a"}, {"prompt": "b"}]), out, DRAWN, ignore)
+    assert out.read_text() == content
+
+
+@pytest.mark.slow
+def test_a_job_that_was_killed_goes_on_to_the_same_file(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    file = prompts(tmp_path, [{"prompt": f"the cat {n}"} for n in range(40)])
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        flags = ["--batch-size", "3", "--max-new-tokens", "60", "--temperature", "1", "--device", "cpu"]
+        command = [sys.executable, "-m", "lowmem", "generate", str(folder), "--input", str(file), "--output", str(out)]
+        return subprocess.Popen([*command, *flags], stderr=subprocess.DEVNULL)
+
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    assert start(whole).wait() == 0
+    killed = start(broken)
+    while not broken.exists() or broken.stat().st_size < 200:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert 0 < len(broken.read_bytes().splitlines()) < 40
+    assert start(broken).wait() == 0
+    assert broken.read_bytes() == whole.read_bytes()
