@@ -50,6 +50,14 @@ FallbackTo = Annotated[
         help="What a rescue without an answer decodes with: the second planes of nested weights, or a second model.",
     ),
 ]
+Outline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="off|on|auto",
+        help="Write an outline in high precision (--fallback) first; auto: as `lowmem calibrate` chose. "
+        "[default: the run's]",
+    ),
+]
 ThinkingBudget = Annotated[
     int | None, typer.Option(min=1, help="Tokens after which thinking is closed. [default: the run's]")
 ]

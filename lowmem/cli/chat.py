@@ -14,6 +14,7 @@ from lowmem.cli.arguments import (
     FallbackTo,
     MaxNewTokens,
     OnLoop,
+    Outline,
     Seed,
     Target,
     Temperature,
@@ -43,6 +44,7 @@ def chat(
     top_k: TopK = None,
     on_loop: OnLoop = None,
     fallback: FallbackTo = None,
+    outline: Outline = None,
     thinking_budget: ThinkingBudget = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -63,6 +65,7 @@ def chat(
         top_p=top_p,
         top_k=top_k,
         on_loop=on_loop,
+        outline=outline,
         thinking_token_budget=thinking_budget,
         seed=seed,
     )

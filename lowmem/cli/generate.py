@@ -14,6 +14,7 @@ from lowmem.cli.arguments import (
     FallbackTo,
     MaxNewTokens,
     OnLoop,
+    Outline,
     Seed,
     Stop,
     Target,
@@ -49,6 +50,7 @@ def generate(
     stop: Stop = None,
     on_loop: OnLoop = None,
     fallback: FallbackTo = None,
+    outline: Outline = None,
     thinking_budget: ThinkingBudget = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -71,6 +73,7 @@ def generate(
             top_k=top_k,
             stop=stop,
             on_loop=on_loop,
+            outline=outline,
             thinking_token_budget=thinking_budget,
             seed=seed,
         )

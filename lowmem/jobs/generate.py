@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from lowmem.config.generation import GenerationConfig
 from lowmem.errors import ConfigError
 from lowmem.events import Notice, Sink
 from lowmem.generate.fallback import Fallback
-from lowmem.generate.generate import Answer, generate_answers, stream
-from lowmem.generate.tokens import Prompt
+from lowmem.generate.generate import Answer, answer_of, generate_answers, stream
+from lowmem.generate.outline import High
+from lowmem.generate.tokens import Prompt, TokenTexts
 from lowmem.jobs.chat_form import Message, chat_form, message_ids
 from lowmem.jobs.fallback import open_fallback
+from lowmem.jobs.planned import chosen_policy, planned
 from lowmem.jobs.prompt_file import PromptRow, answered, append_answers, read_prompts
 from lowmem.jobs.target import DtypeName, Target, open_target
 
@@ -21,13 +24,19 @@ from lowmem.jobs.target import DtypeName, Target, open_target
 class Generator:
     """A loaded model that answers prompts: text is continued as it stands, messages are put as it was trained."""
 
-    def __init__(self, target: Target, fallback: Fallback | None = None) -> None:
+    def __init__(self, target: Target, fallback: Fallback | None = None, *, place: str = "") -> None:
         self._model, self._fallback = target.loaded.model, fallback
+        self._place = place
         self._tokenizer = target.loaded.tokenizer
         self._form = chat_form(self._tokenizer, target.run)
         self.generation = target.generation
         """The run's own settings, used where none are given."""
         self.name = target.loaded.name
+
+    @cached_property
+    def text_of(self) -> TokenTexts:
+        """The text of a token."""
+        return TokenTexts(self._tokenizer)
 
     @property
     def chat(self) -> bool:
@@ -35,9 +44,15 @@ class Generator:
         return self._form is not None
 
     def stream(self, prompt: str | Sequence[Message], config: GenerationConfig | None = None) -> Iterator[str]:
-        """The answer in pieces of whole characters. Raises `ConfigError` for messages that are not understood."""
+        """The answer in pieces of whole characters; in one piece where an outline was asked for.
+
+        Raises `ConfigError` for messages that are not understood.
+        """
         settings = config or self.generation
-        return stream(self._model, self._tokenizer, self._prompt(prompt), settings, fallback=self._fallback)
+        if settings.outline != "off":
+            yield self.answers([prompt], settings)[0].text
+            return
+        yield from stream(self._model, self._tokenizer, self._prompt(prompt), settings, fallback=self._fallback)
 
     def answers(
         self,
@@ -47,9 +62,36 @@ class Generator:
         seeds: Sequence[int] | None = None,
     ) -> list[Answer]:
         """One answer per prompt, decoded together."""
-        given = [self._prompt(prompt) for prompt in prompts]
         settings = config or self.generation
-        return generate_answers(self._model, self._tokenizer, given, settings, seeds=seeds, fallback=self._fallback)
+        policy = chosen_policy(self._place, settings)
+        bare = settings.model_copy(update={"outline": "off"})
+        if policy == "high":
+            return self.high_answers(prompts, bare, seeds=seeds)
+        if policy == "planning":
+            prompts, _ = self.planned(prompts, settings)
+        given = [self._prompt(prompt) for prompt in prompts]
+        return generate_answers(self._model, self._tokenizer, given, bare, seeds=seeds, fallback=self._fallback)
+
+    def high_answers(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        config: GenerationConfig,
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        """One answer per prompt, all in high precision. Raises `ConfigError` where there is none."""
+        given = [self._prompt(prompt) for prompt in prompts]
+        return [answer_of(done) for done in self._high.answers(given, config, seeds=seeds)]
+
+    def planned(
+        self, prompts: Sequence[str | Sequence[Message]], config: GenerationConfig
+    ) -> tuple[list[str | Sequence[Message]], list[str]]:
+        """`prompts` with an outline each, and the outlines. Raises `ConfigError` without a high precision."""
+        return planned(prompts, self._high, config, self._prompt)
+
+    @property
+    def _high(self) -> High:
+        return High(self._model, self._tokenizer, self._fallback)
 
     def _prompt(self, prompt: str | Sequence[Message]) -> Prompt:
         if isinstance(prompt, str):
@@ -67,7 +109,7 @@ def open_generator(
 ) -> Generator:
     """A generator for the model or run folder `target`; rescues fall back to `fallback` ("nested", or a model)."""
     opened = open_target(target, sink=sink, device=device, dtype=dtype)
-    return Generator(opened, open_fallback(opened, fallback, sink=sink, device=device, dtype=dtype))
+    return Generator(opened, open_fallback(opened, fallback, sink=sink, device=device, dtype=dtype), place=target)
 
 
 def generate_file(
