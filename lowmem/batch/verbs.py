@@ -29,6 +29,7 @@ VERBS = {
     "plan": Verb("config"),
     "eval": Verb("model"),
     "generate": Verb("model", overrides=False, json=False),
+    "quantize": Verb("model", output="--output"),
     "merge": Verb("model", overrides=False, output="--output"),
     "export": Verb("model", overrides=False, output="--output", json=False),
 }

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import lowmem
 from lowmem.cli import (
     batch,
+    calibrate,
     chat,
     demo,
     diagnose,
@@ -22,6 +23,7 @@ from lowmem.cli import (
     init,
     merge,
     plan,
+    quantize,
     render,
     report,
     serve,
@@ -88,7 +90,9 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
+app.command("quantize")(quantize.quantize)
 app.command("merge")(merge.merge)
+app.command("calibrate")(calibrate.calibrate)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("init")(init.init)

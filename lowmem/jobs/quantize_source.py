@@ -102,8 +102,8 @@ def ask(config: QuantizeConfig) -> Asked:
     datasets = config.dataset or (run.dataset if run is not None else ())
     if not datasets:
         raise ConfigError(
-            f"quantize: {config.model} is no run, so calibration text has to be named: --dataset FILE (a few hundred rows "
-            "like those it will be used on), or a hub id, or a procedural family"
+            f"quantize: {config.model} is no run, so calibration text has to be named: --dataset FILE (a few hundred "
+            "rows like those it will be used on), or a hub id, or a procedural family"
         )
     held_out = config.eval_dataset or (run.eval_dataset if run is not None and not config.dataset else ())
     if config.recover.steps and not held_out:

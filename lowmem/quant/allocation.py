@@ -15,7 +15,7 @@ from lowmem.errors import BudgetError
 from lowmem.quant.codec import Kind, group_count, padded
 from lowmem.quant.quantize import Candidate
 from lowmem.quant.rotation import kronecker_schedule
-from lowmem.quant.sensitivity import Choice, allocate, choices
+from lowmem.quant.sensitivity import allocate, choices
 from lowmem.units import format_bytes
 
 HEADER = 2048
@@ -41,6 +41,18 @@ class Shapes:
     def weights(self) -> int:
         """Weights of the coded linear layers."""
         return sum(m * n for m, n in self.linears.values())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is asked, and what it is spent on besides codes. One of `size` and `average_bits` is given."""
+
+    candidates: tuple[Candidate, ...]
+    group_size: int
+    embeddings: int
+    """Bits of the tables; 16 = not coded."""
+    size: int | None
+    average_bits: float | None
 
 
 def shapes_of(model: nn.Module, names: Sequence[str], tables: Sequence[str], *, itemsize: int) -> Shapes:
@@ -86,64 +98,48 @@ def fixed_bytes(shapes: Shapes, embeddings: int) -> int:
     return shapes.other_bytes + tables + HEADER + HEADER_EACH * tensors
 
 
-def choose(
-    shapes: Shapes,
-    sensitivity: Mapping[str, float],
-    kinds: Sequence[Kind],
-    *,
-    candidates: Sequence[Candidate],
-    group_size: int,
-    embeddings: int,
-    size: int | None,
-    average_bits: float | None,
-) -> dict[str, Kind]:
+def codes_bytes(shapes: Shapes, kinds: Sequence[Kind], limits: Limits) -> int:
+    """Bytes of all codes with their scales and rotations: what was asked for, or every layer at its largest kind."""
+    codes = sum(max(c.nbytes for c in choices(shape, 0.0, kinds)) for shape in shapes.linears.values())
+    if limits.average_bits is not None:
+        codes = min(codes, int(limits.average_bits * shapes.weights / 8))
+    if limits.size is not None:
+        codes = min(codes, limits.size)
+    tables = sum(table_bytes(shape, limits.embeddings) for shape in shapes.tables.values())
+    return codes + side_bytes(shapes, limits.candidates, limits.group_size) + tables
+
+
+def choose(shapes: Shapes, sensitivity: Mapping[str, float], kinds: Sequence[Kind], limits: Limits) -> dict[str, Kind]:
     """The kind of every linear layer so that the file takes at most `size` bytes, or the linear layers at most
     `average_bits` a weight. Raises `BudgetError` with the nearest that can be had."""
-    require_possible(
-        shapes,
-        kinds,
-        candidates=candidates,
-        group_size=group_size,
-        embeddings=embeddings,
-        size=size,
-        average_bits=average_bits,
-    )
-    beside = side_bytes(shapes, candidates, group_size)
-    if size is not None:
-        budget = size - fixed_bytes(shapes, embeddings) - beside
-    else:
-        assert average_bits is not None
-        budget = int(average_bits * shapes.weights / 8) - beside
+    require_possible(shapes, kinds, limits)
+    budget = -side_bytes(shapes, limits.candidates, limits.group_size)
+    if limits.size is not None:
+        budget += limits.size - fixed_bytes(shapes, limits.embeddings)
+    if limits.average_bits is not None:
+        budget += int(limits.average_bits * shapes.weights / 8)
     options = {name: choices(shape, sensitivity[name], kinds) for name, shape in shapes.linears.items()}
     return {name: choice.kind for name, choice in allocate(options, budget).items()}
 
 
-def require_possible(
-    shapes: Shapes,
-    kinds: Sequence[Kind],
-    *,
-    candidates: Sequence[Candidate],
-    group_size: int,
-    embeddings: int,
-    size: int | None,
-    average_bits: float | None,
-) -> None:
+def require_possible(shapes: Shapes, kinds: Sequence[Kind], limits: Limits) -> None:
     """Raises `BudgetError` with the nearest that can be had when even the smallest kinds take more."""
-    least = side_bytes(shapes, candidates, group_size)
+    least = side_bytes(shapes, limits.candidates, limits.group_size)
     for shape in shapes.linears.values():
         least += min(choice.nbytes for choice in choices(shape, 0.0, kinds))
-    if average_bits is not None and 8 * least > average_bits * shapes.weights:
+    average = limits.average_bits
+    if average is not None and 8 * least > average * shapes.weights:
         raise BudgetError(
-            f"average_bits: {average_bits:g} cannot be met: with {' and '.join(kinds)} to choose from, scales and "
+            f"average_bits: {average:g} cannot be met: with {' and '.join(kinds)} to choose from, scales and "
             f"rotations counted, the nearest is {_up(8 * least / shapes.weights)} bits"
         )
-    whole = least + fixed_bytes(shapes, embeddings)
-    if size is not None and whole > size:
-        less = "" if embeddings == 4 or not shapes.tables else ", or less with embeddings=4"
+    whole = least + fixed_bytes(shapes, limits.embeddings)
+    if limits.size is not None and whole > limits.size:
+        less = ", or less with embeddings=4" if limits.embeddings > 4 else ""
         raise BudgetError(
-            f"size: {format_bytes(size)} cannot be met: with {' and '.join(kinds)} to choose from the file takes at "
-            f"least {format_bytes(whole)} ({whole} bytes), {format_bytes(whole - least)} of them for what is not a "
-            f"linear layer; ask for that{less}"
+            f"size: {format_bytes(limits.size)} cannot be met: with {' and '.join(kinds)} to choose from the file "
+            f"takes at least {format_bytes(whole)} ({whole} bytes), {format_bytes(whole - least)} of them for what is "
+            f"not a linear layer; ask for that{less}"
         )
 
 
@@ -154,5 +150,3 @@ def _up(bits: float) -> str:
 def _shape(module: nn.Module) -> tuple[int, int]:
     weight = module.get_parameter("weight")
     return weight.shape[0], weight.shape[1]
-
-

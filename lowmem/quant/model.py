@@ -36,7 +36,7 @@ Progress = Callable[[str, QuantizedWeight], None]
 
 
 @dataclass
-class _Calls:
+class Calls:
     """What each block was called with, for one batch."""
 
     hidden: Tensor
@@ -90,7 +90,7 @@ def quantize_blocks(
         raise ConfigError("quantizing needs calibration text: no batch was given")
     root, blocks = decoder_blocks(model)
     model.eval()
-    calls = [_captured(model, blocks, batch) for batch in batches]
+    calls = [capture(model, blocks, batch) for batch in batches]
     for index, block in enumerate(blocks):
         part, prefix = f"block-{index:03d}", f"{root}.{index}"
         weights = store.load(part)
@@ -145,7 +145,7 @@ def _linears(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _code_block(
-    prefix: str, block: nn.Module, index: int, calls: Sequence[_Calls], options_for: OptionsFor, workers: int
+    prefix: str, block: nn.Module, index: int, calls: Sequence[Calls], options_for: OptionsFor, workers: int
 ) -> dict[str, QuantizedWeight]:
     wanted = {name: (linear, options_for(name)) for name, linear in _linears(prefix, block)}
     chosen = {name: (linear, options) for name, (linear, options) in wanted.items() if options is not None}
@@ -164,8 +164,13 @@ def _code_block(
     return {name: coded[name] for name in chosen}
 
 
+def moments_of(block: nn.Module, index: int, calls: Sequence[Calls]) -> dict[str, SecondMoment]:
+    """Second moments of the inputs of every linear of block `index`, by name within it; shared where inputs are."""
+    return _moments(dict(_linears("", block)), block, index, calls)
+
+
 def _moments(
-    linears: Mapping[str, nn.Linear], block: nn.Module, index: int, calls: Sequence[_Calls]
+    linears: Mapping[str, nn.Linear], block: nn.Module, index: int, calls: Sequence[Calls]
 ) -> dict[str, SecondMoment]:
     """Second moments by linear; linears that always see the same tensor share one."""
     sums: dict[tuple[str, ...], SecondMoment] = {}
@@ -216,7 +221,7 @@ def _inputs_of(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _captured(model: nn.Module, blocks: Iterable[nn.Module], batch: Mapping[str, Tensor]) -> _Calls:
+def capture(model: nn.Module, blocks: Iterable[nn.Module], batch: Mapping[str, Tensor]) -> Calls:
     """One forward pass, without the head, that keeps the first block's input and every block's other arguments."""
     hidden: list[Tensor] = []
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -234,10 +239,10 @@ def _captured(model: nn.Module, blocks: Iterable[nn.Module], batch: Mapping[str,
     finally:
         for handle in handles:
             handle.remove()
-    return _Calls(hidden[0], arguments)
+    return Calls(hidden[0], arguments)
 
 
-def _forward(block: nn.Module, call: _Calls, index: int) -> Tensor:
+def _forward(block: nn.Module, call: Calls, index: int) -> Tensor:
     positional, keywords = call.arguments[index]
     output = block(call.hidden, *positional, **keywords)
     result: Tensor = output[0] if isinstance(output, tuple) else output
