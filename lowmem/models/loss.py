@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lowmem.data.batch import Batch, Options
 from lowmem.errors import FormatError
@@ -125,11 +126,14 @@ class ModelLoss:
         return self._nll(hidden, wanted), rows
 
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            trained = [parameter for parameter in self._head.parameters() if parameter.requires_grad]
-            return head_losses(hidden, targets, self._nll_chunk, chunk_tokens=self._chunk_tokens, parameters=trained)
         chunks = zip(torch.split(hidden, self._chunk_tokens), torch.split(targets, self._chunk_tokens), strict=True)
-        return torch.cat([self._nll_chunk(h, wanted) for h, wanted in chunks])
+        if not torch.is_grad_enabled():
+            return torch.cat([self._nll_chunk(h, wanted) for h, wanted in chunks])
+        trained = [parameter for parameter in self._head.parameters() if parameter.requires_grad]
+        if trained and next(self._head.children(), None) is not None:
+            # An adapter around the head, whose output gradients some rules observe: they must be the true ones.
+            return torch.cat([checkpoint(self._nll_chunk, h, w, use_reentrant=False) for h, w in chunks])
+        return head_losses(hidden, targets, self._nll_chunk, chunk_tokens=self._chunk_tokens, parameters=trained)
 
     def _nll_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self._logits(hidden), targets, reduction="none")

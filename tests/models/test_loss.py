@@ -132,3 +132,19 @@ def test_models_without_a_head_are_refused() -> None:
 def test_option_scores_need_a_task() -> None:
     with pytest.raises(ValueError, match="classification task"):
         ModelLoss(tiny_model()).option_scores(lm_batch())
+
+
+def test_an_adapter_around_the_head_sees_its_true_output_gradients() -> None:
+    """Rules with a metric of tokens observe them there."""
+    batch, seen = lm_batch(), []
+    model = tiny_model(tie_word_embeddings=False)
+    head = torch.nn.Sequential(model.lm_head, torch.nn.Linear(96, 96, bias=False))
+    model.set_output_embeddings(head)
+    head.register_full_backward_hook(lambda _, __, grads: seen.append(grads[0]))
+    (ModelLoss(model, chunk_tokens=7)(batch).total / 5).backward()
+    found = torch.cat([g.flatten(0, -2) for g in seen])
+    hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state[:, :-1]
+    logits = head(hidden)[batch.labels[:, 1:] != IGNORE].detach().requires_grad_()
+    F.cross_entropy(logits, batch.labels[:, 1:][batch.labels[:, 1:] != IGNORE], reduction="sum").div(5).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(found.sum(0), logits.grad.sum(0), rtol=1e-4, atol=1e-6)
