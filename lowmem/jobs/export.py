@@ -8,12 +8,13 @@ from typing import Literal
 
 from lowmem.config.quantization import NoQuantization
 from lowmem.errors import ConfigError
-from lowmem.events import Sink
+from lowmem.events import Notice, Sink
 from lowmem.jobs.merge import refuse_used, save_model
 from lowmem.jobs.rebuild import export_checkpoint
 from lowmem.jobs.target import DtypeName
 from lowmem.models.gguf_export import write_gguf
 from lowmem.models.load import LoadedModel, load_model
+from lowmem.models.packed_folder import is_packed
 from lowmem.models.resolve import RunFolder, resolve
 from lowmem.models.source import ModelSource, pick_device
 
@@ -61,4 +62,8 @@ def _load(target: str, dtype: DtypeName | None, sink: Sink) -> LoadedModel:
     source = ModelSource(target) if run is None else dataclasses.replace(ModelSource.from_config(run), model=target)
     if dtype is not None:
         source = dataclasses.replace(source, dtype=dtype)
-    return load_model(source, device=pick_device("cpu"), adapter="merge", sink=sink)
+    loaded = load_model(source, device=pick_device("cpu"), adapter="merge", sink=sink)
+    if is_packed(loaded.model):
+        sink(Notice(f"{target} is quantized: the export holds what its codes stand for, at full size"))
+        loaded.model.dequantize(dtype=source.torch_dtype)
+    return loaded

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from lowmem.config.quantization import NoQuantization
 from lowmem.errors import ConfigError, FormatError
 from lowmem.events import Event, Sink
+from lowmem.models.packed_folder import is_packed
+from lowmem.models.packed_lora import load_adapter
+from lowmem.models.packed_quantizer import packed_headers, put_packed_layers
 from lowmem.models.resolve import HubModel, Location, ModelFolder, RunFolder, resolve
 from lowmem.models.scales import load_scales
 from lowmem.models.shapes import known_shape
@@ -105,6 +107,8 @@ def meta_model(source: ModelSource) -> PreTrainedModel:
             attn_implementation=source.attn_implementation,
             trust_remote_code=source.trust_remote_code,
         )
+        if (packed := packed_headers(model.config)) is not None:
+            put_packed_layers(model, packed)
     model.config.use_cache = False
     return model.eval()
 
@@ -156,16 +160,17 @@ def _base_of(source: ModelSource, run: RunFolder) -> ModelSource:
 
 
 def _with_adapter(base: PreTrainedModel, folder: Path, *, merge: bool) -> PreTrainedModel:
-    from peft import PeftModel
-
     check_safetensors(folder)
-    with warnings.catch_warnings():
-        # peft 0.21 reads a property that transformers 5.23 deprecates; nothing that a user could mend.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        try:
-            wrapped = PeftModel.from_pretrained(base, str(folder))
-        except (RuntimeError, ValueError) as error:
-            raise FormatError(f"the adapter in {folder} does not fit its base model: {error}") from error
+    if merge and is_packed(base):
+        raise ConfigError(
+            f"the adapter in {folder} lies on packed weights, which hold no sums: it cannot be folded in; use "
+            "the run folder as it is, with the adapter beside the weights"
+        )
+    try:
+        wrapped = load_adapter(base, folder)
+    except (RuntimeError, ValueError) as error:
+        raise FormatError(f"the adapter in {folder} does not fit its base model: {error}") from error
     # get_base_model() still computes with the adapter: peft put its layers inside the base.
-    model: PreTrainedModel = wrapped.merge_and_unload() if merge else wrapped.get_base_model()
+    adapted: Any = wrapped
+    model: PreTrainedModel = adapted.merge_and_unload() if merge else adapted.get_base_model()
     return model

@@ -1,4 +1,4 @@
-"""Packed models for transformers: `from_pretrained` builds empty packed layers and fills them, `save_pretrained` writes.
+"""Packed models for transformers: `from_pretrained` fills empty packed layers, `save_pretrained` writes them.
 
 `config.json` holds `quantization_config` {"quant_method": "lowmem", "format_version", "layers": headers by name}; the
 tensors are those of the packed layers (`lowmem.quant.linear`) beside the model's other ones, and the metadata of each
@@ -62,6 +62,14 @@ def forget_ties(model: nn.Module) -> None:
         if hasattr(module, "all_tied_weights_keys"):
             module._tied_weights_keys = {}
             module.all_tied_weights_keys = {}
+
+
+def restore_ties(model: nn.Module) -> None:
+    """transformers ties what the architecture ties, as before `forget_ties`."""
+    for module in model.modules():
+        if module.__dict__.pop("_tied_weights_keys", None) is not None:
+            of_transformers: Any = module
+            of_transformers.all_tied_weights_keys = of_transformers.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def check_digests(files: Sequence[Path]) -> None:
@@ -135,6 +143,7 @@ def register() -> type[Any]:
             from lowmem.models.packed_folder import unpack_modules
 
             unpack_modules(model)
+            restore_ties(model)
             return model.to(dtype)
 
     PackedConfig.quantizer = PackedQuantizer

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lowmem.errors import ConfigError, FormatError
 from lowmem.models.names import canonical_name
 from lowmem.models.resolve import SCALES_FILE
-from lowmem.quant.linear import QuantEmbedding, QuantLinear
+from lowmem.quant.linear import QuantEmbedding, QuantLinear, TiedHead
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ def scaled_layers(model: nn.Module) -> dict[nn.Module, Scaled]:
     From here on bitsandbytes keeps the layout of its codes. Raises `ConfigError` for nested scales, which are codes.
     """
     found: dict[nn.Module, Scaled] = {}
+    shared = {id(module.embedding) for module in model.modules() if isinstance(module, TiedHead)}
     for path, module in model.named_modules():
         name = canonical_name(f"{path}.")
         match module:
+            case QuantEmbedding() if id(module) in shared:
+                pass  # the head reads the table too, outside the embedding's forward
             case QuantLinear() | QuantEmbedding():
                 planes = tuple(buffer for key, buffer in module.named_buffers() if key.startswith("planes"))
                 put = partial(module._buffers.__setitem__, "scales")

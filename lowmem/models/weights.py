@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lowmem.config.quantization import NoQuantization
 from lowmem.errors import ConfigError, FormatError
 from lowmem.events import Notice, Sink
+from lowmem.models.packed_quantizer import packed_headers, register
 from lowmem.models.quantized import quantization_request
 from lowmem.models.quiet import quiet_transformers
 from lowmem.models.resolve import HubModel, ModelFolder, what_works
@@ -53,6 +55,12 @@ def read_model(source: ModelSource, place: Place, *, device: torch.device, sink:
     config = read_config(source, place)
     if isinstance(place, ModelFolder):
         check_safetensors(place.folder)
+    if packed_headers(config) is not None:
+        register()
+        if not isinstance(source.quantization, NoQuantization):
+            raise ConfigError(
+                f"quantization.kind: {source.model} is packed already by lowmem quantize; leave quantization out"
+            )
     with quiet_transformers(), attention_refused_clearly(source):
         try:
             model, info = AutoModelForCausalLM.from_pretrained(

@@ -21,9 +21,11 @@ from lowmem.data.batch import Batch, Options
 from lowmem.methods.base import Method
 from lowmem.methods.build import assemble, prepare
 from lowmem.models.checkpointing import set_gradient_checkpointing
+from lowmem.models.packed_quantizer import packed_headers, put_packed_layers
 from lowmem.models.quantized import quantization_request
 from lowmem.models.source import ModelSource
 from lowmem.plan.tracker import LiveBytes
+from lowmem.quant.modules import packed_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -95,7 +97,7 @@ def fake_run(config: RunConfig, shape: PretrainedConfig, tracker: LiveBytes) -> 
     attached = prepare(config, model)
     set_gradient_checkpointing(model, config.gradient_checkpointing)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    parameters = sum(_parameters_in(p) for p in model.parameters())
+    parameters = sum(_parameters_in(p) for p in model.parameters()) + packed_weights(model)
     with mode:
         _replace_tensors(model, config.quantization)
         with tracker, tracker.phase("load"):
@@ -136,6 +138,8 @@ def _meta_model(config: RunConfig, shape: PretrainedConfig) -> PreTrainedModel:
             attn_implementation=source.attn_implementation,
             trust_remote_code=source.trust_remote_code,
         )
+        if (packed := packed_headers(shape)) is not None:
+            put_packed_layers(model, packed, partial=True)
     request = quantization_request(source.quantization, source.torch_dtype)
     if request is not None:
         quantizer: Any = AutoHfQuantizer.from_config(request, pre_quantized=False)

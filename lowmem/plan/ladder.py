@@ -111,6 +111,16 @@ def rungs(config: RunConfig) -> tuple[Rung, ...]:
     return tuple(sorted((replace(rung, clips=clips) for rung in ladder), key=lambda rung: rung.tier))
 
 
+def over_packed(ladder: tuple[Rung, ...], method: Method) -> tuple[Rung, ...]:
+    """The rungs that a base of packed weights can stand on: adapters, and its scales where they are asked for."""
+    kept = tuple(rung for rung in ladder if rung.adapts and rung.base == "none")
+    if isinstance(method, ZoMethod) and method.train == "scales":
+        (whole,) = (rung for rung in ladder if rung.name == "zo")
+        section = method.model_dump(mode="json")
+        kept += (replace(whole, name="zo on the scales", tier=7, changes=whole.changes | {"method": section}),)
+    return kept
+
+
 def _full(method: Method, rule: str) -> list[tuple[str, dict[str, Any]]]:
     """With the update after backward, and inside it: lossless, since with clipping it runs backward twice.
 

@@ -14,6 +14,7 @@ from lowmem.config.run import RunConfig
 from lowmem.errors import BudgetError
 from lowmem.events import Notice, Sink
 from lowmem.models.load import load_config
+from lowmem.models.packed_quantizer import packed_headers
 from lowmem.models.shapes import known_shape
 from lowmem.models.source import ModelSource
 from lowmem.plan.cache import cached_predict
@@ -22,7 +23,7 @@ from lowmem.plan.extrapolate import Prediction, between
 from lowmem.plan.fakes import BatchShape
 from lowmem.plan.fit import Bill, Plan, Row, choose, explain_choice, nearest_miss, verdict
 from lowmem.plan.generation import GenerationShape
-from lowmem.plan.ladder import Rung, allowed, apply, micro_batches, relative_speed, rungs
+from lowmem.plan.ladder import Rung, allowed, apply, micro_batches, over_packed, relative_speed, rungs
 from lowmem.plan.simulate import Work
 from lowmem.plan.table import bill_lines
 from lowmem.units import format_bytes
@@ -79,7 +80,8 @@ def plan_run(
     shape = shape_of(config)
     planner = _Planner(config, shape, device, budget, cache, tokens or config.max_length)
     rows: list[Row] = []
-    for rung in rungs(config):
+    ladder = rungs(config) if packed_headers(shape) is None else over_packed(rungs(config), config.method)
+    for rung in ladder:
         permitted = allowed(config, rung)
         if only_allowed and not permitted:
             continue

@@ -44,6 +44,11 @@ def packed_layers(model: nn.Module) -> dict[str, QuantLinear | QuantEmbedding]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
+def packed_weights(model: nn.Module) -> int:
+    """How many weights the packed layers of `model` stand for; a tied head has none of its own."""
+    return sum(layer.packed.shape[0] * layer.packed.shape[1] for layer in packed_layers(model).values())
+
+
 def headers(model: nn.Module) -> Headers:
     """What `put_shells` needs to rebuild the packed layers of `model`."""
     found: Headers = {}
@@ -132,15 +137,9 @@ def _shell(name: str, module: nn.Module, header: dict[str, Any]) -> QuantLinear 
         have = tuple(getattr(module, "weight", torch.empty(0)).shape)
         if have != (rows, columns):
             raise FormatError(f"{name!r} is {(rows, columns)} in the quantized files and {have} in the model's config")
-        packed = empty_packed(header["kind"], (rows, columns), group_size=header["group_size"])
-        weight = PackedWeight(
-            packed.kind,
-            packed.shape,
-            packed.planes,
-            packed.scales,
-            header["gain"],
-            header["residual_scale"],
-            packed.group_size,
+        residual, gain = header["residual_scale"], header["gain"]
+        weight = empty_packed(
+            header["kind"], (rows, columns), group_size=header["group_size"], residual_scale=residual, gain=gain
         )
         dtype = _dtype_of(module)
         if header.get("embedding"):

@@ -27,8 +27,8 @@ from lowmem.config.method import AdapterMethod, LoraMethod
 from lowmem.errors import ConfigError
 from lowmem.kernels.reference import stream_key
 from lowmem.methods.lowrank.pair import ADAPTER
-from lowmem.methods.lowrank.quant_lora import register_packed_layers
 from lowmem.models.names import trainable_parameters
+from lowmem.models.packed_lora import register_packed_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel

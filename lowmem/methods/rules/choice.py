@@ -40,5 +40,5 @@ def embedding_names(model: PreTrainedModel, parameters: Mapping[str, nn.Paramete
     """Names of the `parameters` that are weights of an embedding (tokens or positions) or of the output head."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     head = model.get_output_embeddings()
-    weights = {id(m.weight) for m in [*tables, head] if m is not None}
+    weights = {id(m.weight) for m in [*tables, head] if hasattr(m, "weight")}  # a packed head has none
     return frozenset(name for name, p in parameters.items() if id(p) in weights)

@@ -13,7 +13,7 @@ from torch import nn
 from lowmem.config.method import LoraMethod
 from lowmem.errors import ConfigError
 from lowmem.methods.lowrank.lora import attach_lora, export_adapter
-from lowmem.methods.lowrank.quant_lora import load_adapter
+from lowmem.models.packed_lora import load_adapter
 from lowmem.quant.linear import QuantLinear
 from lowmem.quant.rotation import random_hadamard
 from tests.quant.packed import random_packed
