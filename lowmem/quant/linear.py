@@ -301,10 +301,10 @@ class TiedHead(nn.Module):
 
 
 def empty_packed(
-    kind: Kind, shape: tuple[int, int], *, group_size: int = 0, residual_scale: float = 0.0
+    kind: Kind, shape: tuple[int, int], *, group_size: int = 0, residual_scale: float = 0.0, gain: float = 1.0
 ) -> PackedWeight:
     """A packed weight of zero bytes and scales: what a loader fills."""
     m, n = shape
     planes = tuple(torch.zeros(m, padded(n) // BLOCK * size, dtype=torch.uint8) for size in PLANE_BYTES[kind])
     scales = torch.zeros(m, group_count(n, group_size), dtype=torch.float16)
-    return PackedWeight(kind, shape, planes, scales, 1.0, residual_scale, group_size)
+    return PackedWeight(kind, shape, planes, scales, gain, residual_scale, group_size)
