@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,19 +66,28 @@ class Bench:
         return peer(name, loaded(self.settings), self.judge, self.protocol.folder / "peers")
 
 
-def run(bench: Bench) -> dict[str, Any]:
-    """Every cell, computed or read; rows by name."""
+def run(bench: Bench, only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Rows by name, and the names of cells that are still to do. With `only`, no others are computed, in that order."""
     protocol = bench.protocol
     rows: dict[str, Any] = {"original": protocol.cell({"original": True}, bench.original)}
+    missing = []
     jobs: list[tuple[dict[str, Any], Any]] = [
         ({"variant": variant}, lambda variant=variant: bench.variant(variant)) for variant in bench.settings["variants"]
     ]
     jobs += [({"peer": name}, lambda name=name: bench.peer(name)) for name in bench.settings["peers"]]
-    for key, compute in jobs:
-        rows[title_of(key)] = found = protocol.cell(key, compute)
-        shown = {name: found[name] for name in ("perplexity", "kl", "top1", "linear_bits", "cpu_seconds")}
-        print(f"{title_of(key):28s}", {name: round(value, 4) for name, value in shown.items()}, flush=True)
-    return rows
+    names = [title_of(key) for key, _ in jobs]
+    if unknown := [name for name in only if name not in names]:
+        raise SystemExit(f"--only {unknown[0]!r} is no cell of this tier; these are: {', '.join(names)}")
+    for name in only:
+        protocol.cell(*jobs[names.index(name)])
+    for name, (key, compute) in zip(names, jobs, strict=True):
+        if only and not protocol.has(key):
+            missing.append(name)
+            continue
+        rows[name] = found = protocol.cell(key, compute)
+        shown = {key: found[key] for key in ("perplexity", "kl", "top1", "linear_bits", "cpu_seconds")}
+        print(f"{name:28s}", {key: round(value, 4) for key, value in shown.items()}, flush=True)
+    return rows, missing
 
 
 def title_of(key: dict[str, Any]) -> str:
@@ -92,12 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=["quick", "session", "full"], default="session")
     parser.add_argument("--quick", action="store_true", help="the same as --tier quick")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="compute these cells, in this order")
     given = parser.parse_args()
     os.chdir(ROOT)
     torch.set_num_threads(1)
     protocol = open_protocol("quant", "quick" if given.quick else given.tier)
-    rows = run(Bench(protocol))
-    keys = keys_of(rows)
+    rows, missing = run(Bench(protocol), given.only)
+    keys = keys_of(rows) | {"unfinished": missing}
     if protocol.tier != "quick":
         record(protocol, rows, keys)
     print(json.dumps(keys))

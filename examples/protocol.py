@@ -64,6 +64,10 @@ class Protocol:
         partial.replace(path)
         return outcome
 
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether this cell is finished."""
+        return (self.folder / f"{digest(key)}.json").is_file()
+
     def cells(self) -> list[dict[str, Any]]:
         """Every finished cell: {"key", "outcome"}, in the order of their keys."""
         found = [json.loads(path.read_text()) for path in self.folder.glob("*.json")]
