@@ -1,9 +1,8 @@
 """The quality gate: what a quantized model, read back from its files, still does of what the original did.
 
-Two models are never in memory together. The original is read first: its log-probabilities at every counted position of
-held-out text go to a file in fp32 (4 bytes x vocabulary for each), so the divergence that is measured later is exact and not a
-top-k estimate, and it answers the prompts. Then the quantized model reads the same text and answers the same
-prompts.
+Two models are never in memory together. The original is read first: its log-probabilities at every counted position
+of held-out text go to a file in fp32 (4 bytes x vocabulary for each), so the divergence that is measured later is exact
+and not a top-k estimate, and it answers the prompts. Then the quantized model reads and answers the same.
 
 KL is sum_v p(v) (log p(v) - log q(v)) with p the original's distribution: fp32 log-probabilities, the sum in fp64,
 the mean over tokens.
@@ -155,7 +154,9 @@ def judge(closeness: Closeness, before: Sequence[Sample], after: Sequence[Sample
     failures = []
     c = closeness
     if not c.divergence <= limits.max_divergence:  # NaN is no pass
-        failures.append(f"KL divergence {c.divergence:.4f} nats per token, at most {limits.max_divergence:g} is allowed")
+        failures.append(
+            f"KL divergence {c.divergence:.4f} nats per token, at most {limits.max_divergence:g} is allowed"
+        )
     ratio = math.exp(min(c.loss_after - c.loss_before, 700.0))
     if not ratio <= limits.max_perplexity_ratio:
         failures.append(
@@ -163,7 +164,9 @@ def judge(closeness: Closeness, before: Sequence[Sample], after: Sequence[Sample
             f"{limits.max_perplexity_ratio:g} times is allowed"
         )
     if not c.agreement >= limits.min_agreement:
-        failures.append(f"the same first choice at {c.agreement:.1%} of tokens, at least {limits.min_agreement:.1%} wanted")
+        failures.append(
+            f"the same first choice at {c.agreement:.1%} of tokens, at least {limits.min_agreement:.1%} wanted"
+        )
     broken = newly_broken(before, after)
     if broken > limits.max_broken * len(after):
         kinds = Counter(a.trouble for b, a in zip(before, after, strict=True) if b.trouble == "none" != a.trouble)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowmem.errors import BudgetError
 from lowmem.plan.tracker import LiveBytes
-from lowmem.quant.codec import Kind, bits_per_code
+from lowmem.quant.codec import Kind, bits_per_code, padded
 from lowmem.quant.coders import coder_for
 from lowmem.quant.harp import fit
 from lowmem.quant.hessian import damped
@@ -118,21 +118,29 @@ def coding_bytes(shape: tuple[int, int], options: QuantizeOptions, itemsize: int
 def table_bytes(shape: tuple[int, int], itemsize: int) -> int:
     """Bytes beside the weights while a table is coded: the weight, its levels and errors at eight scales."""
     m, n = shape
-    return int(TABLE * 4 * m * n) + 4 * n * n - (4 * m * n if itemsize == 4 else 0)
+    wide = 4 * m * n
+    return int(TABLE_PADDED * 4 * m * padded(n) + TABLE * wide) + 4 * n * n - (wide if itemsize == 4 else 0)
 
 
-TABLE = 7.34
-"""Matrices of a table's size alive at once in `quantize_table`, W among them."""
+TABLE, TABLE_PADDED = 2.57, 4.77
+"""Matrices of a table's size alive at once in `quantize_table`, W among them, and of its size in whole groups."""
+
+
+_LATTICE: dict[Kind, tuple[float, float, int]] = {
+    "e8": (13.79, 3.1, 498),
+    "nested": (14.98, 6.97, 426),
+    "e8r": (13.79, 6.2, 2048),
+}
+"""Matrices alive while scales are refitted, and while a chunk of vectors is searched; bytes of a searched vector."""
 
 
 def _rounding(kind: Kind, m: int, n: int) -> int:
     """Rounding and refitting of a rotated weight, W and H included."""
     wide, square = 4 * m * n, 4 * n * n
-    lattice = {"e8": 13.79, "nested": 14.98, "e8r": 13.79}
-    most = int(lattice.get(kind, 8.344 + bits_per_code(kind) / 32) * wide) + 3 * square
-    if kind == "e8r":  # the search of the residual scores a chunk of vectors against 256 patterns, twice
-        most = max(most, int(6.2 * wide) + 4 * square + 2048 * min(CHUNK, m * n // 8))
-    return most
+    if kind not in _LATTICE:
+        return int((8.344 + bits_per_code(kind) / 32) * wide) + 3 * square
+    refit, search, vector = _LATTICE[kind]
+    return max(int(refit * wide) + 3 * square, int(search * wide) + 4 * square + vector * min(CHUNK, m * n // 8))
 
 
 def _fitting(shape: tuple[int, int], options: QuantizeOptions) -> int:

@@ -18,11 +18,12 @@ from lowmem.quant.rotation import kronecker_schedule
 from lowmem.quant.sensitivity import allocate, choices
 from lowmem.units import format_bytes
 
-HEADER = 2048
-HEADER_EACH = 192
-"""Bytes of a safetensors header, and of each tensor in it with its digest: measured 90 to 170 on real names."""
-TENSORS_EACH = 12
-"""Tensors of a coded layer with rotations on both sides, at most in practice."""
+HEADER = 512
+HEADER_EACH = 146
+"""Bytes of a safetensors header, and of each tensor in it with its digest, besides its name, which stands there twice:
+measured 140."""
+SUFFIX = 16
+"""Letters that name a part of a coded layer."""
 TABLE_GROUP = 64
 
 
@@ -36,6 +37,7 @@ class Shapes:
     """The embedding and a head of its own."""
     other_bytes: int
     """Everything that is stored as it is."""
+    other_names: tuple[str, ...]
 
     @property
     def weights(self) -> int:
@@ -61,7 +63,9 @@ def shapes_of(model: nn.Module, names: Sequence[str], tables: Sequence[str], *, 
     found = {name: _shape(model.get_submodule(name)) for name in tables}
     coded = sum(m * n for m, n in (*linears.values(), *found.values()))
     rest = sum(parameter.numel() for parameter in model.parameters()) - coded
-    return Shapes(linears, found, rest * itemsize)
+    taken = {f"{name}.weight" for name in (*linears, *found)}
+    others = tuple(name for name, _ in model.named_parameters() if name not in taken)
+    return Shapes(linears, found, rest * itemsize, others)
 
 
 def table_bytes(shape: tuple[int, int], bits: int) -> int:
@@ -91,11 +95,24 @@ def side_bytes(shapes: Shapes, candidates: Sequence[Candidate], group_size: int)
     return total
 
 
-def fixed_bytes(shapes: Shapes, embeddings: int) -> int:
+def header_bytes(shapes: Shapes, candidates: Sequence[Candidate], embeddings: int) -> int:
+    """The header of the file, with the names and digests of all tensors."""
+    learned = any(name.startswith("harp") for name in candidates)
+    total = HEADER + sum(2 * len(name) + HEADER_EACH for name in shapes.other_names)
+    for name, shape in shapes.linears.items():
+        stages = sum(len(kronecker_schedule(order).radices) for order in shape)
+        tensors = 3 + (0 if set(candidates) == {"none"} else 2) + (2 * stages if learned else 0)
+        total += tensors * (2 * (len(name) + SUFFIX) + HEADER_EACH)
+    if embeddings < 16:
+        total += sum(2 * (2 * (len(name) + SUFFIX) + HEADER_EACH) for name in shapes.tables)
+    return total
+
+
+def fixed_bytes(shapes: Shapes, limits: Limits) -> int:
     """What the file takes besides the linear layers."""
-    tables = sum(table_bytes(shape, embeddings) for shape in shapes.tables.values()) if embeddings < 16 else 0
-    tensors = TENSORS_EACH * len(shapes.linears) + 64
-    return shapes.other_bytes + tables + HEADER + HEADER_EACH * tensors
+    coded = limits.embeddings < 16
+    tables = sum(table_bytes(shape, limits.embeddings) for shape in shapes.tables.values()) if coded else 0
+    return shapes.other_bytes + tables + header_bytes(shapes, limits.candidates, limits.embeddings)
 
 
 def codes_bytes(shapes: Shapes, kinds: Sequence[Kind], limits: Limits) -> int:
@@ -115,7 +132,7 @@ def choose(shapes: Shapes, sensitivity: Mapping[str, float], kinds: Sequence[Kin
     require_possible(shapes, kinds, limits)
     budget = -side_bytes(shapes, limits.candidates, limits.group_size)
     if limits.size is not None:
-        budget += limits.size - fixed_bytes(shapes, limits.embeddings)
+        budget += limits.size - fixed_bytes(shapes, limits)
     if limits.average_bits is not None:
         budget += int(limits.average_bits * shapes.weights / 8)
     options = {name: choices(shape, sensitivity[name], kinds) for name, shape in shapes.linears.items()}
@@ -133,7 +150,7 @@ def require_possible(shapes: Shapes, kinds: Sequence[Kind], limits: Limits) -> N
             f"average_bits: {average:g} cannot be met: with {' and '.join(kinds)} to choose from, scales and "
             f"rotations counted, the nearest is {_up(8 * least / shapes.weights)} bits"
         )
-    whole = least + fixed_bytes(shapes, limits.embeddings)
+    whole = least + fixed_bytes(shapes, limits)
     if limits.size is not None and whole > limits.size:
         less = ", or less with embeddings=4" if limits.embeddings > 4 else ""
         raise BudgetError(
