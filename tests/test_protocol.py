@@ -108,11 +108,16 @@ def test_a_spread_wider_than_the_difference_is_undecided(protocol: ModuleType) -
     assert protocol.verdict([1.0], [2.0]) == "undecided"
 
 
+WITHOUT_TRAINING = ("detector", "rescue", "quant")
+"""Their spread is over texts, problems and matrices, hundreds of each; one seed fixes what is drawn."""
+
+
 def test_every_protocol_has_a_quick_and_a_session_tier(protocol: ModuleType) -> None:
     for path in PROTOCOLS:
         protocol.open_protocol(path.stem, "quick")
         content = yaml.safe_load(path.read_text())
         session = content.get("common", {}) | content["tiers"]["session"]
-        assert len(session["seeds"]) >= 3, path.name
+        trains = path.stem not in WITHOUT_TRAINING
+        assert len(session["seeds"]) >= 3 if trains else "seed" in session, path.name
         assert "full" in content["tiers"], path.name
         assert content["cpu_minutes"]["session"] <= 90, path.name
