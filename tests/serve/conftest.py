@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from lowmem.config.generation import GenerationConfig
+from lowmem.generate.fallback import Fallback
 from lowmem.jobs.serve import ServeOptions, create_app_for
 from lowmem.jobs.target import Target
 from lowmem.models.load import LoadedModel
@@ -47,8 +48,14 @@ def serving(
 ) -> Iterator[Running]:
     """The server of `model` under the name "tiny"."""
     loaded = LoadedModel(model, tiny_tokenizer(chat=chat), "tiny", None)
-    target = Target(loaded, generation or GenerationConfig(), None)
-    app: Any = create_app_for(target, ServeOptions(**{"slots": 4, "context": 128, **options}))
+    with serving_target(Target(loaded, generation or GenerationConfig(), None), None, **options) as running:
+        yield running
+
+
+@contextmanager
+def serving_target(target: Target, fallback: Fallback | None, **options: Any) -> Iterator[Running]:
+    """The server of `target` under its own name."""
+    app: Any = create_app_for(target, ServeOptions(**{"slots": 4, "context": 128, **options}), fallback)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
