@@ -90,8 +90,7 @@ def choose_options(
     require_size(model, config, stored)
     sensitivity = _sensitivities(model, texts, names, config.seed, work / SENSITIVITY)
     kinds = choose(request_shapes(model, config, stored), sensitivity, config.codecs, _limits(config))
-    by_kind = {kind: options_of(config, kind) for kind in config.codecs}
-    return Options({name: by_kind[kinds[name]] for name in names})
+    return Options({name: options_of(config, kinds[name]) for name in names})
 
 
 def coded_bytes(model: PreTrainedModel, config: QuantizeConfig, stored: torch.dtype) -> int:

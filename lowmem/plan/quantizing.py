@@ -161,6 +161,9 @@ def _fitting(shape: tuple[int, int], options: QuantizeOptions) -> int:
 class Scalars(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers read from fake tensors are 1 (true), and no rare case is met: enough to follow the code's memory."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
