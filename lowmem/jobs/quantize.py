@@ -31,7 +31,7 @@ from lowmem.jobs.folder import write_atomically
 from lowmem.jobs.quantize_bits import Options, choose_options, require_size
 from lowmem.jobs.quantize_memory import Meter, predict, require_memory
 from lowmem.jobs.quantize_recover import recover
-from lowmem.jobs.quantize_result import Layer, QuantizeReport, publish, refuse_output, write_record
+from lowmem.jobs.quantize_result import RECOVERED, Layer, QuantizeReport, publish, refuse_output, write_record
 from lowmem.jobs.quantize_source import Asked, Material, ask, material, refuse_uncoded, request_key
 from lowmem.models.load import LoadedModel, load_config, load_model, load_tokenizer, meta_model
 from lowmem.models.packed_folder import read_record, save_packed
@@ -45,7 +45,7 @@ from lowmem.quant.store import WeightStore
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PACKED, PARTS, RECOVERED = "packed", "parts", "recovered"
+PACKED, PARTS = "packed", "parts"
 
 
 def quantize(config: QuantizeConfig, *, sink: Sink, force: bool = False, overwrite: bool = False) -> QuantizeReport:
@@ -209,8 +209,8 @@ class _Job:
         """The report with the gate of the model after recovery; that one decides."""
         run = recover(self.asked, packed, self.work / RECOVERED, self.sink)
         gate = self._gate(run, tokenizer, before)
-        name = self.asked.output.with_name(f"{self.asked.output.name}-recovered")
         seconds = time.monotonic() - self.began
+        name = self.asked.output / RECOVERED
         return dataclasses.replace(report, gate=gate, unrecovered=report.gate, recovered=name, seconds=seconds)
 
     def _finish(self, report: QuantizeReport, packed: Path, *, force: bool) -> QuantizeReport:

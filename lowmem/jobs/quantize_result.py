@@ -18,6 +18,9 @@ from lowmem.jobs.quantize_source import RECORD
 from lowmem.quant.quantize import QuantizedWeight
 from lowmem.report.quantized import write_quantized_report
 
+RECOVERED = "recovered"
+"""The run that recovered a model, in its folder."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -100,12 +103,12 @@ def refuse_output(output: Path, *, overwrite: bool) -> None:
 
 
 def publish(packed: Path, run: Path, report: QuantizeReport) -> None:
-    """The packed model has its name; so has the run that recovered it, which is told where its base went."""
-    if report.recovered is not None:
+    """The packed model has its name, and the run that recovered it is in it, and knows where its base went."""
+    if report.recovered is not None and run.is_dir():
         config = load_run(run / "config.yaml").config
-        places = {"model": str(report.folder.absolute()), "output_dir": str(report.recovered)}
+        places = {"model": str(report.folder.absolute()), "output_dir": str(report.recovered.absolute())}
         write_atomically(run / "config.yaml", dump_run(config.model_copy(update=places)))
-        _replace(run, report.recovered)
+        run.rename(packed / RECOVERED)
     _replace(packed, report.folder)
 
 

@@ -276,7 +276,7 @@ def test_recovery_trains_an_adapter_that_loads_with_its_base(run: Run, tmp_path:
     )
     assert report.unrecovered is not None
     assert report.gate.closeness.loss_after != report.unrecovered.closeness.loss_after
-    assert report.recovered == tmp_path / "out-recovered"
+    assert report.recovered == tmp_path / "out" / "recovered"
     open_target(str(report.recovered), sink=ignore, dtype="fp32")
     assert "recovered" in (report.folder / "report.html").read_text()
 
