@@ -1,13 +1,14 @@
-"""Trains `long-reasoner`, the bed of `bench_rescue.py`: a Qwen3 of 4.3 M parameters whose thoughts check themselves.
+"""Trains `long-reasoner`, the bed of `bench_rescue.py`: the embedded `tiny-reasoner`, taught to check its work.
 
-    python examples/train_long_reasoner.py                  # once; about twenty minutes of one CPU core
-    lowmem generate ~/.cache/lowmem/long-reasoner "712+872+30=?
+    python examples/train_long_reasoner.py                  # once; about nine minutes of one CPU core
+    lowmem generate ~/.cache/lowmem/long-reasoner "347+89=?
     "
 
-The embedded `tiny-reasoner` never loops, at any precision: its thoughts are short and there is one way to write them.
-This model's thoughts are some 260 tokens, hold the answer after a third of that, and end when their writer happens to
-stop checking (`rescue/problems.py`). Everything runs through the tool itself (`lowmem.jobs.train`, method full, packed
-text), is a function of the seed and of `--steps`, and goes on where it was stopped. Test problems are never trained on.
+`tiny-reasoner` does not loop at 2 bits: its thoughts are short and there is one way to write them. This model's are
+some 200 tokens, hold the answer after a quarter of that, and end when their writer happens to stop checking
+(`rescue/problems.py`). Everything runs through the tool itself (`lowmem.jobs.train`, method full, packed text), is a
+function of the seed and of `--stages`, and goes on where it was stopped. Test problems are on the other side of
+`lowmem.data.procedural`'s split by seed.
 """
 
 from __future__ import annotations
@@ -18,38 +19,25 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
-
-from examples.pretrain_small import write_corpus
-from examples.rescue.problems import WORDS, document
+from examples.rescue.problems import HELD_OUT, TRAINED, document
 from lowmem.config.run import RunConfig
-from lowmem.data.procedural import END_THINK, THINK
 from lowmem.events import EvalDone, Event, StepDone
 from lowmem.jobs.train import TrainReport, train
 from lowmem.models.embedded import cache_folder
-from lowmem.models.shapes import random_model
+from lowmem.report.elements import write_whole
 
 NAME = "long-reasoner"
 SEED = 0
-ROWS, ROW_TOKENS = 4, 768
-CONTEXT = 2048
-HELD_OUT = 200
-TOKENS_A_DOCUMENT = 250
+STAGES = (160, 260)
+"""Steps. The second stage was added when the first ended with most numbers copied wrongly."""
+ROWS, ROW_TOKENS = 4, 512
+TOKENS_A_DOCUMENT = 150
 """Fewer than there are on average, so that no run comes to the end of its text."""
-END, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
-SYMBOLS = "0123456789 +-*/=?,.:;()\n"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
-    "{% else %}{{ message['content'] | trim + '\\n' }}{% endif %}"
-    "{% endfor %}"
-)
 
 
 def long_reasoner() -> Path:
@@ -60,94 +48,62 @@ def long_reasoner() -> Path:
     return folder
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a digit or sign, one a word with the space before it."""
-    words = [spelling for word in dict.fromkeys(WORDS.split()) for spelling in (word, f" {word}")]
-    vocabulary = {token: i for i, token in enumerate([PAD, END, UNKNOWN, THINK, END_THINK, *SYMBOLS, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (PAD, END, UNKNOWN)])
-    # Not "special": decoding with skip_special_tokens must keep the tags that tell answers from thoughts.
-    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in (THINK, END_THINK)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        unk_token=UNKNOWN,
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+def write_documents(documents: Iterable[str], path: Path) -> None:
+    """One document a line, as JSON with the key `text`."""
+    write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in documents))
 
 
-def write_start(folder: Path, *, hidden: int, layers: int) -> None:
-    """A folder with random weights and the tokenizer: what the run begins from."""
-    tokenizer = build_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 64,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = random_model(config, dtype=torch.float32, seed=SEED)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=768
-    )
-    fresh = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    fresh.rename(folder)
+def finetune(work: Path, *, stages: Sequence[int], rate: float = 2e-3) -> Path:
+    """The model folder after the last stage. Stages have a schedule of their own and go on with the model and the
+    documents where the one before ended; those that are finished are not run again."""
+    model, seen = "tiny-reasoner", 0
+    for number, steps in enumerate(stages):
+        output = work / f"stage-{number}-of-{steps}-after-{seen}"
+        if not (output / "model" / "config.json").is_file():
+            _stage(model, output, steps=steps, first=seen, rate=rate)
+        model, seen = str(output / "model"), seen + _documents(steps)
+    return Path(model)
 
 
-def pretrain(work: Path, *, steps: int, hidden: int = 256, layers: int = 4) -> TrainReport:
-    """Text, tokenizer and random weights in `work` where they are not there yet, then the run, from its checkpoint."""
-    work.mkdir(parents=True, exist_ok=True)
-    documents = steps * ROWS * ROW_TOKENS // TOKENS_A_DOCUMENT + 1
-    corpus, held_out, start = work / f"corpus-{steps}.jsonl", work / "held_out.jsonl", work / "start"
+def _documents(steps: int) -> int:
+    return steps * ROWS * ROW_TOKENS // TOKENS_A_DOCUMENT + 1
+
+
+def _stage(model: str, output: Path, *, steps: int, first: int, rate: float) -> TrainReport:
+    """One run over documents `first` and following, from its checkpoint where it was stopped."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    corpus, held_out = output.with_suffix(".jsonl"), output.parent / "held_out.jsonl"
     if not corpus.is_file():
-        write_corpus((document(HELD_OUT + index) for index in range(documents)), corpus)
+        write_documents((document(first + index, TRAINED) for index in range(_documents(steps))), corpus)
     if not held_out.is_file():
-        write_corpus((document(index) for index in range(HELD_OUT)), held_out)
-    if not start.is_dir():
-        write_start(start, hidden=hidden, layers=layers)
+        write_documents((document(index, HELD_OUT) for index in range(100)), held_out)
     config = RunConfig.model_validate(
         {
-            "model": str(start),
+            "model": model,
             "dtype": "fp32",
             "device": "cpu",
             "num_threads": 1,
             "dataset": [{"format": "text", "path": str(corpus)}],
             "eval_dataset": [{"format": "text", "path": str(held_out)}],
-            "eval_limit": 16,
+            "eval_limit": 8,
             "max_length": ROW_TOKENS,
             "method": {"kind": "full"},
             "optimizer": {"kind": "muon", "weight_decay": 0.05},
-            "learning_rate": 3e-3,
+            "learning_rate": rate,
             "lr_scheduler_type": "cosine",
             "warmup_ratio": 0.05,
             "max_grad_norm": 1.0,
             "per_device_train_batch_size": ROWS,
             "loss_chunk_tokens": ROWS * ROW_TOKENS,
             "max_steps": steps,
-            "eval_steps": 250,
-            "save_steps": 50,
+            "save_steps": 40,
             "save_total_limit": 1,
-            "logging_steps": 10,
+            "logging_steps": 5,
             "seed": SEED,
-            "output_dir": str(work / f"run-{steps}"),
+            "output_dir": str(output),
         }
     )
-    return train(config, sink=_show, resume=Path(config.output_dir).is_dir())
+    return train(config, sink=_show, resume=output.is_dir())
 
 
 def _show(event: Event) -> None:
@@ -159,17 +115,16 @@ def _show(event: Event) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--stages", type=int, nargs="+", default=list(STAGES), help="steps of each stage")
     given = parser.parse_args()
-    report = pretrain(cache_folder() / f"{NAME}-work", steps=given.steps)
+    made = finetune(cache_folder() / f"{NAME}-work", stages=given.stages)
     target = cache_folder() / NAME
     fresh = target.with_name(f".partial-{NAME}")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(report.output_dir / "model", fresh)
+    shutil.copytree(made, fresh)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)
-    keys = {"folder": str(target), "steps": report.steps, "before": report.before, "after": report.after}
-    print(json.dumps(keys | {"cpu_seconds": round(time.process_time(), 1)}))
+    print(json.dumps({"folder": str(target), "stages": given.stages, "cpu_seconds": round(time.process_time(), 1)}))
 
 
 if __name__ == "__main__":
