@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,30 @@ from lowmem.kernels.build import LEVELS, build, open_library
 
 KINDS = ("s2", "s3", "s4", "int4", "int8", "e8", "e8r", "nested")
 """In the order of the C++ enumeration."""
+LEARNED, SHARED, HADAMARD = range(3)
+"""Forms of a rotation's stage."""
+
+
+class PackedStruct(ctypes.Structure):
+    """`Packed` of packed_common.h."""
+
+    _fields_ = (
+        *(("plane0", c_void_p), ("plane1", c_void_p), ("scales", c_void_p)),
+        *(("m", c_int64), ("n", c_int64), ("group", c_int64), ("kind", c_int)),
+        *(("gain", c_float), ("residual_scale", c_float), ("table", c_void_p), ("offset", c_int)),
+        *(("patterns", c_void_p), ("residual", c_void_p), ("groups", c_void_p)),
+    )
+
+
+class StagesStruct(ctypes.Structure):
+    """`Stages` of packed.cpp."""
+
+    kept: object
+
+    _fields_ = (
+        *(("before", c_void_p), ("after", c_void_p), ("numbers", c_void_p)),
+        *(("count", c_int64), ("matrices", c_void_p)),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -36,11 +60,17 @@ def declare(path: Path) -> ctypes.CDLL:
     loaded = open_library(path)
     loaded.lowmem_packed_best_level.argtypes = ()
     loaded.lowmem_packed_best_level.restype = c_int
-    weight = (*(c_void_p,) * 3, *(c_int64,) * 3, c_int, c_float, c_float, c_void_p, c_int, c_void_p, c_void_p)
-    loaded.lowmem_packed_matmul.argtypes = (c_void_p, c_void_p, c_int64, *weight, c_int, c_int, c_int)
+    rows = (c_void_p, c_void_p, c_int64)
+    loaded.lowmem_packed_matmul.argtypes = (*rows, POINTER(PackedStruct), c_int, c_int, c_int)
     loaded.lowmem_packed_matmul.restype = None
-    loaded.lowmem_rotate.argtypes = (c_void_p, c_void_p, c_int64, c_int64, *(c_void_p,) * 3, c_int64, c_void_p)
+    loaded.lowmem_rotate.argtypes = (*rows, c_int64, POINTER(StagesStruct), c_int)
     loaded.lowmem_rotate.restype = None
+    stages = POINTER(StagesStruct)
+    loaded.lowmem_packed_layer.argtypes = (
+        *(*rows, POINTER(PackedStruct), stages, c_int64, stages),
+        *(c_int, c_int, c_int),
+    )
+    loaded.lowmem_packed_layer.restype = None
     return loaded
 
 
@@ -73,8 +103,9 @@ def matmul(
 ) -> Tensor:
     """`x` (B, n) fp32 times the transposed packed weight: fp32 (B, m), newly allocated.
 
-    `tables`: the levels plus their offset as 16 bytes, the offset, and the two tables of lattice kinds as (256, 8)
-    bytes. `exact`: activations stay fp32, else they are rounded to int8 with a scale for every 64 columns.
+    `tables`: the levels plus their offset by the lower and by the upper two bits of a nibble (2, 16), the offset, and
+    the two tables of lattice kinds, see `rows_of_nibbles`. `exact`: activations stay fp32, else they are rounded to
+    int8 with a scale for every 64 columns.
     """
     second = planes[1] if len(planes) > 1 else None
     table, offset, patterns, residual = tables
@@ -88,8 +119,8 @@ def matmul(
 def rotate(x: Tensor, before: Tensor | None, stages: Sequence[int], matrices: Tensor, after: Tensor | None) -> Tensor:
     """Rows of `x` (B, n) fp32 times `before`, through the stages, times `after`.
 
-    `stages` is flat (radix, stride, 1 if all positions share a matrix). `matrices` holds those of all stages, fp32:
-    (i, j) where shared, else (c, i, j, s).
+    `stages` is flat (radix, stride, form). `matrices` holds those of all stages, fp32, in their order: none for the
+    form HADAMARD (Sylvester's, normalised), (i, j) for SHARED (all positions have one), (c, i, j, s) for LEARNED.
     """
     rotated: Tensor = torch.ops.lowmem.rotate(x.contiguous(), before, list(stages), matrices, after)
     return rotated
@@ -102,6 +133,21 @@ _OPS.define(
     " float residual_scale, Tensor table, int offset, Tensor patterns, Tensor residual, bool exact) -> Tensor"
 )
 _OPS.define("rotate(Tensor x, Tensor? before, int[] stages, Tensor matrices, Tensor? after) -> Tensor")
+
+
+def rows_of_nibbles(entries: Tensor) -> Tensor:
+    """A table (256, 8) of numbers 0..15 as int32 (262,), the first number of a row in its lowest nibble.
+
+    Three more rows stand on each side: kernels read four rows around the one that they want.
+    """
+    rows = (entries.to(torch.int64) << 4 * torch.arange(8)).sum(1)
+    signed = torch.where(rows >= 1 << 31, rows - (1 << 32), rows).to(torch.int32)
+    return torch.nn.functional.pad(signed, (3, 3))
+
+
+def rows_address(table: Tensor) -> int:
+    """Of the first row of a table of `rows_of_nibbles`."""
+    return table.data_ptr() + 3 * 4
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -124,10 +170,12 @@ def _packed_matmul(
     exact: bool,
 ) -> Tensor:
     out = torch.empty(x.shape[0], plane0.shape[0])
+    weight = PackedStruct(
+        *(plane0.data_ptr(), _address(plane1), scales.data_ptr(), plane0.shape[0], x.shape[1], group, kind),
+        *(gain, residual_scale, table.data_ptr(), offset, rows_address(patterns), rows_address(residual), None),
+    )
     library().lowmem_packed_matmul(
-        *(x.data_ptr(), out.data_ptr(), x.shape[0], plane0.data_ptr(), _address(plane1), scales.data_ptr()),
-        *(plane0.shape[0], x.shape[1], group, kind, gain, residual_scale, table.data_ptr(), offset),
-        *(patterns.data_ptr(), residual.data_ptr(), exact, level(), torch.get_num_threads()),
+        x.data_ptr(), out.data_ptr(), x.shape[0], weight, exact, level(), torch.get_num_threads()
     )
     return out
 
@@ -135,10 +183,10 @@ def _packed_matmul(
 def _rotate(x: Tensor, before: Tensor | None, stages: list[int], matrices: Tensor, after: Tensor | None) -> Tensor:
     out = torch.empty_like(x)
     numbers = (c_int64 * len(stages))(*stages)
-    library().lowmem_rotate(
-        *(x.data_ptr(), out.data_ptr(), *x.shape, _address(before), _address(after)),
-        *(numbers, len(stages) // 3, matrices.data_ptr()),
+    by = StagesStruct(
+        _address(before), _address(after), ctypes.addressof(numbers), len(stages) // 3, matrices.data_ptr()
     )
+    library().lowmem_rotate(x.data_ptr(), out.data_ptr(), *x.shape, by, level())
     return out
 
 

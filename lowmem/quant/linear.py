@@ -8,65 +8,21 @@ a few kilobytes. The backward pass unpacks the weight once and frees it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lowmem.kernels import packed as native
 from lowmem.kernels.dispatch import KernelChoice
+from lowmem.kernels.packed_layer import NativeLayer
 from lowmem.quant.codec import BLOCK, PLANE_BYTES, Kind, PackedWeight, group_count, padded, unpack
-from lowmem.quant.orthogonal import base_matrix
-from lowmem.quant.product import choose, product
+from lowmem.quant.product import choose, product, tables
 from lowmem.quant.rotation import Rotation, apply, apply_inverse, pack_signs, unpack_signs
+from lowmem.quant.transform import Transform, transform
 
 Precision = Literal["full", "base"]
-
-
-@dataclass(frozen=True)
-class Transform:
-    """One direction of a rotation as the kernels take it: signs before, stages, signs after; all fp32."""
-
-    before: Tensor | None
-    stages: tuple[int, ...]
-    matrices: Tensor
-    after: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return native.rotate(x, self.before, self.stages, self.matrices, self.after)
-
-
-def transform(rotation: Rotation, *, inverse: bool = False) -> Transform | None:
-    """`rotation.apply`, or its inverse, ready for `kernels.packed.rotate`; None where there is nothing to do."""
-    if rotation.signs is None:
-        return None
-    radices = rotation.schedule.radices
-    kernels = rotation.kernels(torch.float32)
-    parts = [
-        _stage(kernel.mT if inverse else kernel, radix, math.prod(radices[:t]))
-        for t, (radix, kernel) in enumerate(zip(radices, kernels, strict=True))
-    ]
-    if rotation.schedule.fixed > 1:
-        fixed = base_matrix(rotation.schedule.fixed).float().to(rotation.signs.device)
-        parts.insert(0, _stage(fixed.mT if inverse else fixed, rotation.schedule.fixed, math.prod(radices)))
-    if inverse:
-        parts.reverse()
-    signs = rotation.signs.float()
-    flat = torch.cat([matrix for _, matrix in parts]) if parts else signs.new_empty(0)
-    stages = tuple(number for numbers, _ in parts for number in numbers)
-    return Transform(None, stages, flat, signs) if inverse else Transform(signs, stages, flat, None)
-
-
-def _stage(kernel: Tensor, radix: int, stride: int) -> tuple[tuple[int, int, int], Tensor]:
-    """(radix, stride, shared) and the matrices in the order of the inner loops: (i, j) or (c, i, j, s)."""
-    if kernel.ndim == 2:
-        return (radix, stride, 1), kernel.mT.flatten()
-    by_position = kernel.reshape(-1, stride, radix, radix)
-    return (radix, stride, 0), by_position.permute(0, 3, 2, 1).flatten()
 
 
 class PackedModule(nn.Module):
@@ -117,7 +73,15 @@ class QuantLinear(PackedModule):
         self.register_buffer("bias", bias)
         for side, rotation in (("in", rotation_in), ("out", rotation_out)):
             self._keep_rotation(side, rotation)
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was made from the buffers is made anew when it is needed."""
         self._transforms: dict[str, Transform | None] = {}
+        self._natives: dict[Precision, NativeLayer] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_transforms": {}, "_natives": {}}
 
     def _keep_rotation(self, side: str, rotation: Rotation) -> None:
         setattr(self, f"mode_{side}", rotation.mode)
@@ -161,11 +125,44 @@ class QuantLinear(PackedModule):
         return apply_inverse(rotated.T.contiguous(), self.rotation("out")).T.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        y = _forward(x, self)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def inner(self, x: Tensor) -> Tensor:
         """`((x V) W~^T) U^T`, fp32 rows."""
+        whole = self._inner_at_once(x) if type(x) is Tensor else None
+        return whole if whole is not None else self._inner_by_parts(x)
+
+    def _inner_at_once(self, x: Tensor) -> Tensor | None:
+        """By one native call, or None where another implementation was chosen or a plan is being made."""
+        choice = choose(x.device, self.kind, x.shape[0])
+        if choice.kernel is not KernelChoice.NATIVE:
+            return None
+        out = torch.empty(x.shape[0], self.out_features)
+        if type(out) is not Tensor:
+            return None
+        ready = self._natives.get(self.precision)
+        if ready is None or ready.stale(self.planes0, self.scales):
+            ready = self._natives[self.precision] = self._native_layer()
+        ready(x.contiguous(), out, exact=choice.activations == "exact")
+        return out
+
+    def _native_layer(self) -> NativeLayer:
+        packed = self.packed
+        return NativeLayer(
+            packed.planes,
+            packed.scales,
+            columns=self.in_features,
+            kind=packed.kind,
+            group_size=packed.group_size,
+            gain=packed.gain,
+            residual_scale=packed.residual_scale,
+            tables=tables(packed.kind),
+            into=self._transform("in", inverse=False),
+            out_of=self._transform("out", inverse=True),
+        )
+
+    def _inner_by_parts(self, x: Tensor) -> Tensor:
         return self.rotated_out(product(self.rotated_in(x), self.packed))
 
     def rotated_in(self, x: Tensor) -> Tensor:
@@ -185,23 +182,38 @@ class QuantLinear(PackedModule):
             return x
         if choose(x.device, self.kind, 1).kernel is not KernelChoice.NATIVE:
             return (apply_inverse if inverse else apply)(x, self.rotation(side))
+        ready = self._transform(side, inverse=inverse)
+        return x if ready is None else ready(x)
+
+    def _transform(self, side: Literal["in", "out"], *, inverse: bool) -> Transform | None:
         key = f"{side}{inverse}"
         if key not in self._transforms:
             self._transforms[key] = transform(self.rotation(side), inverse=inverse)
-        ready = self._transforms[key]
-        return x if ready is None else ready(x)
+        return self._transforms[key]
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
-        self._transforms = {}  # made anew from the buffers
+        self._forget()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._transforms = {}
+        self._forget()
         super()._load_from_state_dict(*arguments)
 
     def extra_repr(self) -> str:
         rotations = f"{self.__dict__['mode_in']}/{self.__dict__['mode_out']}"
         return f"{self.in_features}, {self.out_features}, kind={self.kind}, rotations={rotations}"
+
+
+def _forward(x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _Product.apply(x, layer)  # type: ignore[no-untyped-call]
+        return y
+    return _rows(x, layer)
+
+
+def _rows(x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
+    rows = layer.inner(x.reshape(-1, layer.in_features).float())
+    return rows.to(x.dtype).reshape(*x.shape[:-1], layer.out_features)
 
 
 class _Product(torch.autograd.Function):
@@ -210,8 +222,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
         ctx.layer, ctx.precision = layer, layer.precision
-        rows = layer.inner(x.reshape(-1, layer.in_features).float())
-        return rows.to(x.dtype).reshape(*x.shape[:-1], layer.out_features)
+        return _rows(x, layer)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -290,8 +301,7 @@ class TiedHead(nn.Module):
         return self._embedding[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
-        return y
+        return _forward(x, self)
 
     def inner(self, x: Tensor) -> Tensor:
         return product(x, self.embedding.packed)

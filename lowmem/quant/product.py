@@ -85,12 +85,14 @@ def native_product(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
 
 @constant
 def tables(kind: Kind) -> tuple[Tensor, int, Tensor, Tensor]:
-    """What the kernels look up: levels + offset (16 bytes), the offset, patterns and residual patterns as bytes."""
+    """What the kernels look up; see `kernels.packed.matmul`."""
     levels = LEVELS.get(kind, (0,)) if kind != "int8" else (0,)
     offset = -min(levels)
-    table = torch.tensor([level + offset for level in levels] * (16 // len(levels)), dtype=torch.uint8)
-    lattice = ((patterns() // 2 + 31) // 2).to(torch.uint8).contiguous()
-    return table, offset, lattice, (residual_patterns() + 4).to(torch.uint8).contiguous()
+    codes = torch.arange(16)
+    stored = torch.tensor([level + offset for level in levels], dtype=torch.uint8)
+    table = torch.stack([stored[codes % len(levels)], stored[(codes >> 2) % len(levels)]])
+    lattice = native.rows_of_nibbles(patterns() // 2 + 8)
+    return table, offset, lattice, native.rows_of_nibbles(residual_patterns() + 4)
 
 
 def _activations(kind: Kind) -> Activations:

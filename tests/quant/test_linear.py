@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowmem.quant.codec import KINDS, Kind, unpack
-from lowmem.quant.linear import QuantEmbedding, QuantLinear, at_precision, empty_packed, transform
+from lowmem.quant.linear import QuantEmbedding, QuantLinear, at_precision, empty_packed
 from lowmem.quant.rotation import (
     Rotation,
     apply,
@@ -21,6 +21,7 @@ from lowmem.quant.rotation import (
     no_rotation,
     random_hadamard,
 )
+from lowmem.quant.transform import transform
 from tests.quant.packed import decibels, random_packed
 
 FLOORS: dict[tuple[Kind, torch.dtype], float] = {
@@ -175,3 +176,38 @@ def test_an_embedding_reads_the_rows_of_its_table(kind: Kind) -> None:
 def test_an_embedding_of_vectors_is_refused() -> None:
     with pytest.raises(ValueError, match="an embedding of kind 'e8': rows are read one by one; use int8, int4 or s4"):
         QuantEmbedding(random_packed("e8", 4, 64))
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_layers_that_share_an_input_and_its_rotation_do_not_mix_it_up(tokens: int) -> None:
+    """The native call keeps the last input that it rotated and rounded."""
+    turned = learned(160, seed=1)
+    layers = [QuantLinear(random_packed(kind, 96, 160), turned, no_rotation(96)) for kind in ("s2", "s2", "s4", "e8")]
+    layers.append(QuantLinear(random_packed("s2", 96, 160), learned(160, seed=2), no_rotation(96)))
+    x = activations(tokens, 160)
+    alone = []
+    for one in layers:
+        one(activations(1, 160) + 1)  # another input in between
+        alone.append(one(x))
+    assert all(torch.equal(one(x), expected) for one, expected in zip(layers, alone, strict=True))
+    x[0, 7] += 1  # in place
+    assert not any(torch.equal(one(x), expected) for one, expected in zip(layers, alone, strict=True))
+
+
+def test_equal_numbers_in_another_shape_are_another_input() -> None:
+    narrow = QuantLinear(random_packed("s2", 8, 64), no_rotation(64), no_rotation(8))
+    wide = QuantLinear(random_packed("s2", 8, 128), no_rotation(128), no_rotation(8))
+    x = activations(2, 64)
+    expected = copy.deepcopy(wide)(x.reshape(1, 128) + 0)
+    narrow(x)
+    assert torch.equal(wide(x.reshape(1, 128)), expected)
+
+
+def test_a_layer_whose_scales_were_replaced_uses_the_new_ones() -> None:
+    one = layer()
+    x = activations(1, 160)
+    before = one(x)
+    one.scales = one.scales * 2
+    torch.testing.assert_close(one(x), before * 2)
+    one.scales.mul_(0.5)
+    torch.testing.assert_close(one(x), before)

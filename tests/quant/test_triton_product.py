@@ -21,7 +21,7 @@ def test_interpreted_kernels_meet_the_definition(repository: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_gpus_nearly_without_spills(repository: Path) -> None:
+def test_kernels_compile_for_gpus_without_spills(repository: Path) -> None:
     command = [
         sys.executable,
         "-W",
@@ -35,4 +35,4 @@ def test_kernels_compile_for_gpus_nearly_without_spills(repository: Path) -> Non
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = json.loads(done.stdout.splitlines()[-1])["kernels"]
     assert {kernel["sm"] for kernel in kernels} == {80, 86, 89, 90}
-    assert all(kernel["spilled"] <= 8 and kernel["registers"] <= 180 for kernel in kernels)
+    assert all(kernel["spilled"] == 0 and kernel["registers"] <= 180 for kernel in kernels)

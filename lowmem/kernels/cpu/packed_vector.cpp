@@ -1,90 +1,6 @@
 // The products with 256-bit registers, compiled for AVX2 and once more for AVX-512 VNNI, where a sum of four products
 // is one instruction. Included inside a namespace and target that define `VNNI`.
-
-INLINE __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
-
-INLINE __m256i halves(const uint8_t *low, const uint8_t *high) {
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)low)),
-                                   _mm_loadu_si128((const __m128i *)high), 1);
-}
-
-INLINE __m256i both(const uint8_t *table) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
-}
-
-INLINE __m256i set_bits(__m256i from, __m256i bits) {
-    return _mm256_cmpeq_epi8(_mm256_and_si256(from, bits), bits);
-}
-
-// Four table rows of eight bytes: two of the first block, two of the second.
-INLINE __m256i four_rows(const uint8_t *table, const uint8_t *first, const uint8_t *second) {
-    const uint8_t *a = table + 8 * first[0], *b = table + 8 * first[1];
-    const uint8_t *c = table + 8 * second[0], *d = table + 8 * second[1];
-    __m128 low = _mm_loadh_pi(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)a)), (const __m64 *)b);
-    __m128 high = _mm_loadh_pi(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)c)), (const __m64 *)d);
-    return _mm256_castps_si256(_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1));
-}
-
-// Sixteen e8 vectors as u = pattern / 4 + 15.5, mirrored around 15.5 where negative: 13..18. Bit 7 of a sign byte is
-// the shift, so the eighth sign, the parity of the others, is put in its place first.
-INLINE void decode_e8(const uint8_t *data, const uint8_t *patterns, __m256i *u) {
-    const __m256i nibble = _mm256_set1_epi8(15), bits = _mm256_set1_epi64x(int64_t(0x8040201008040201ull));
-    const __m256i even = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0));
-    const __m256i three = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, 0, -128, -128, 0, -128, 0, 0, -128));
-    __m256i signs = load(data);
-    __m256i parity = _mm256_xor_si256(_mm256_shuffle_epi8(even, _mm256_and_si256(signs, nibble)),
-                                      _mm256_shuffle_epi8(three, _mm256_and_si256(_mm256_srli_epi16(signs, 4), nibble)));
-    signs = _mm256_or_si256(_mm256_and_si256(signs, _mm256_set1_epi8(127)), parity);
-    __m256i from = _mm256_broadcastsi128_si256(_mm_setr_epi8(8, 8, 8, 8, 8, 8, 8, 8, 9, 9, 9, 9, 9, 9, 9, 9));
-    UNROLL for (int k = 0; k < 4; k++) {
-        __m256i own = _mm256_shuffle_epi8(signs, _mm256_add_epi8(from, _mm256_set1_epi8(char(2 * k))));
-        __m256i flip = _mm256_and_si256(set_bits(own, bits), _mm256_set1_epi8(31));
-        u[k] = _mm256_xor_si256(four_rows(patterns, data + 2 * k, data + 16 + 2 * k), flip);
-    }
-}
-
-// Levels plus the offset as bytes (int8: the levels themselves).
-template <int KIND> INLINE void decode(const Packed &w, const Place &at, __m256i *u) {
-    const uint8_t *data = at.data[0];
-    if (KIND == S2 || KIND == S3) {
-        const __m256i table = both(w.table), mask = _mm256_set1_epi8(3);
-        __m256i codes = load(data), high = codes;
-        if (KIND == S3) {
-            const __m256i spread = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
-                                                    14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
-            high = _mm256_shuffle_epi8(both(at.data[1]), spread);
-        }
-        UNROLL for (int k = 0; k < 4; k++) {
-            __m256i code = _mm256_and_si256(_mm256_srli_epi16(codes, 2 * k), mask);
-            if (KIND == S3) {
-                const int64_t low = 0x0101010101010101;
-                const __m256i bit = _mm256_setr_epi64x(low << 2 * k, low << (2 * k + 1), low << 2 * k, low << (2 * k + 1));
-                code = _mm256_or_si256(code, _mm256_and_si256(set_bits(high, bit), _mm256_set1_epi8(4)));
-            }
-            u[k] = _mm256_shuffle_epi8(table, code);
-        }
-    } else if (KIND == S4 || KIND == INT4) {
-        const __m256i table = both(w.table), mask = _mm256_set1_epi8(15);
-        UNROLL for (int q = 0; q < 2; q++) {
-            __m256i codes = halves(data + 16 * q, data + 32 + 16 * q);
-            u[q] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, mask));
-            u[2 + q] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask));
-        }
-    } else if (KIND == INT8) {
-        UNROLL for (int k = 0; k < 4; k++)
-            u[k] = _mm256_xor_si256(halves(data + 16 * k, data + 64 + 16 * k), _mm256_set1_epi8(-128));
-    } else {
-        decode_e8(data, w.patterns, u);
-    }
-}
-
-template <int KIND> INLINE void decode_residual(const Packed &w, const Place &at, __m256i *u) {
-    if (KIND == NESTED) return decode_e8(at.data[1], w.patterns, u);
-    const uint8_t *data = at.data[1];
-    UNROLL for (int k = 0; k < 4; k++) u[k] = four_rows(w.residual, data + 2 * k, data + 8 + 2 * k);
-}
+#include "packed_decode.cpp"
 
 // Sums of four neighbouring products. SMALL: four sums of two products fit 16 bits.
 template <bool SMALL> INLINE __m256i products(const __m256i *u, const int8_t *x) {
@@ -114,74 +30,36 @@ INLINE __m256i signed_products(const __m256i *level, const int8_t *x) {
     return sum;
 }
 
-// 4 sum(u x) plus the shift of every vector times the sum of its activations.
-INLINE __m256i e8_products(const __m256i *u, const uint8_t *data, const Token &token, int64_t chunk) {
-    __m256i shift = _mm256_or_si256(load(data), _mm256_set1_epi8(1));
-    __m256i eights = _mm256_sign_epi8(load(token.eights[0] + 32 * chunk), shift);
-    __m256i ones = _mm256_sign_epi8(load(token.eights[1] + 32 * chunk), shift);
-    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(8), eights),
-                                     _mm256_maddubs_epi16(_mm256_set1_epi8(1), ones));
-    __m256i sum = _mm256_slli_epi32(products<true>(u, token.codes + CHUNK * chunk), 2);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
-template <int KIND, bool SMALL>
-INLINE __m256i integers(const __m256i *u, const Place &at, const Token &token, int64_t chunk) {
-    if (KIND == INT8) return signed_products(u, token.codes + CHUNK * chunk);
-    __m256i sum = KIND >= E8 ? e8_products(u, at.data[0], token, chunk) : products<SMALL>(u, token.codes + CHUNK * chunk);
-    return _mm256_add_epi32(sum, load(token.start[0] + 8 * chunk));
-}
-
-template <int KIND>
-INLINE __m256i residual_integers(const __m256i *u, const Place &at, const Token &token, int64_t chunk) {
-    __m256i sum = KIND == NESTED ? e8_products(u, at.data[1], token, chunk)
-                                 : products<true>(u, token.codes + CHUNK * chunk);
-    return _mm256_add_epi32(sum, load(token.start[1] + 8 * chunk));
-}
-
-INLINE void e8_levels(__m256i *u, const uint8_t *data) {
-    __m256i signs = load(data), zero = _mm256_setzero_si256();
-    UNROLL for (int k = 0; k < 4; k++) {
-        __m256i from = _mm256_broadcastsi128_si256(_mm_setr_epi8(8, 8, 8, 8, 8, 8, 8, 8, 9, 9, 9, 9, 9, 9, 9, 9));
-        __m256i own = _mm256_shuffle_epi8(signs, _mm256_add_epi8(from, _mm256_set1_epi8(char(2 * k))));
-        __m256i minus = _mm256_cmpgt_epi8(zero, own);
-        u[k] = _mm256_add_epi8(_mm256_slli_epi16(u[k], 2), _mm256_set1_epi8(char(1 - OFFSET_E8)));
-        u[k] = _mm256_add_epi8(u[k], _mm256_add_epi8(minus, minus));
-    }
-}
-
-// The levels as signed bytes, from what `decode` gave.
-template <int KIND> INLINE void to_levels(const Packed &w, const Place &at, __m256i *u) {
-    if (KIND >= E8) return e8_levels(u, at.data[0]);
-    UNROLL for (int k = 0; k < 4 && KIND != INT8; k++) u[k] = _mm256_sub_epi8(u[k], _mm256_set1_epi8(char(w.offset)));
-}
-
 INLINE __m256 eight(const int8_t *from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
 }
 
-// fp32 activations: `scale` holds the first block's factor in its lower half and the second's in its upper.
-template <int KIND>
-INLINE void exact_chunk(const Packed &w, const Place &at, __m256i *u, __m256i *v, const Token *tokens, int count,
-                               int64_t chunk, __m256 scale, __m256 *sums) {
-    alignas(32) int8_t first[CHUNK], second[CHUNK];
-    to_levels<KIND>(w, at, u);
+// fp32 activations. The levels of a step, of both planes where there are two, in `place` order.
+template <int KIND> static void exact_levels(const Packed &w, const Place &at, float *levels) {
+    __m256i u[2][4], v[2][4];
+    decode<KIND>(w, at, u);
+    if (two_levels(KIND)) decode_residual<KIND>(w, at, v);
+    alignas(32) int8_t first[STEP], second[STEP];
     memcpy(first, u, sizeof first);
-    if (KIND >= E8R) {
-        if (KIND == NESTED) e8_levels(v, at.data[1]);
-        UNROLL for (int k = 0; k < 4 && KIND == E8R; k++) v[k] = _mm256_sub_epi8(v[k], _mm256_set1_epi8(OFFSET_E8R));
-        memcpy(second, v, sizeof second);
+    if (two_levels(KIND)) memcpy(second, v, sizeof second);
+    const __m256 times = _mm256_set1_ps(factor(KIND, 0)), under = _mm256_set1_ps(-float(offset(w, 0)));
+    const __m256 more = _mm256_set1_ps(factor(KIND, 1)), below = _mm256_set1_ps(-float(offset(w, 1)));
+    for (int j = 0; j < STEP; j += 8) {
+        __m256 level = _mm256_fmadd_ps(eight(first + j), times, under);
+        if (two_levels(KIND))
+            level = _mm256_fmadd_ps(_mm256_fmadd_ps(eight(second + j), more, below), _mm256_set1_ps(w.residual_scale), level);
+        _mm256_storeu_ps(levels + j, level);
     }
+}
+
+static void exact_chunk(const float *levels, const float *x, __m256 scale, float *sums) {
     __m256 part[2] = {_mm256_permute2f128_ps(scale, scale, 0x00), _mm256_permute2f128_ps(scale, scale, 0x11)};
-    UNROLL for (int t = 0; t < count; t++) {
-        __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-        UNROLL for (int j = 0; j < 16; j++) {
-            __m256 level = eight(first + 8 * j);
-            if (KIND >= E8R) level = _mm256_fmadd_ps(eight(second + 8 * j), _mm256_set1_ps(w.residual_scale), level);
-            sum[j / 2 % 2] = _mm256_fmadd_ps(level, _mm256_loadu_ps(tokens[t].exact + CHUNK * chunk + 8 * j), sum[j / 2 % 2]);
-        }
-        sums[t] = _mm256_fmadd_ps(sum[0], part[0], _mm256_fmadd_ps(sum[1], part[1], sums[t]));
-    }
+    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int j = 0; j < CHUNK; j += 32)
+        UNROLL for (int k = 0; k < 4; k++)
+            sum[k / 2] = _mm256_fmadd_ps(_mm256_loadu_ps(levels + j + 8 * k), _mm256_loadu_ps(x + j + 8 * k), sum[k / 2]);
+    __m256 before = _mm256_loadu_ps(sums);
+    _mm256_storeu_ps(sums, _mm256_fmadd_ps(sum[0], part[0], _mm256_fmadd_ps(sum[1], part[1], before)));
 }
 
 INLINE __m256 group_scales(const Packed &w, const uint16_t *scales, int64_t chunk) {
@@ -189,23 +67,34 @@ INLINE __m256 group_scales(const Packed &w, const uint16_t *scales, int64_t chun
     return _mm256_set_m128(_mm_set1_ps(_cvtsh_ss(scales[w.groups[2 * chunk + 1]])), low);
 }
 
-template <int KIND, bool SMALL, int TOKENS, bool EXACT>
-INLINE void chunk_into(const Packed &w, const Place &at, const Token *tokens, int64_t chunk,
-                              const uint16_t *scales, __m256 *sums) {
-    __m256i u[4], v[4];
+// Sums of a chunk over its factor of plane 0, times the scales of activations; `group` is used where GROUPED.
+template <int KIND, bool GROUPED>
+INLINE __m256 int8_chunk(const Packed &w, const __m256i *u, const __m256i *v, const Token &token, int64_t chunk,
+                         __m256 group, __m256 sums) {
+    const int8_t *x = token.codes + CHUNK * chunk;
+    __m256 sum = _mm256_cvtepi32_ps(KIND == INT8 ? signed_products(u, x) : products<small(KIND)>(u, x));
+    if (GROUPED) sum = _mm256_add_ps(sum, _mm256_loadu_ps(token.start[0] + 8 * chunk));
+    if (two_levels(KIND)) {
+        const __m256 weight = _mm256_set1_ps(w.residual_scale * float(factor(KIND, 1)) / float(factor(KIND, 0)));
+        __m256 more = _mm256_cvtepi32_ps(products<true>(v, x));
+        if (GROUPED) more = _mm256_add_ps(more, _mm256_loadu_ps(token.start[1] + 8 * chunk));
+        sum = _mm256_fmadd_ps(more, weight, sum);
+    }
+    __m256 scale = _mm256_loadu_ps(token.scales + 8 * chunk);
+    return _mm256_fmadd_ps(sum, GROUPED ? _mm256_mul_ps(scale, group) : scale, sums);
+}
+
+template <int KIND, bool GROUPED, int TOKENS>
+INLINE void step_into(const Packed &w, const Place &at, const Token *tokens, int64_t step, const uint16_t *scales,
+                      __m256 *sums) {
+    __m256i u[2][4], v[2][4];
     decode<KIND>(w, at, u);
-    if (KIND >= E8R) decode_residual<KIND>(w, at, v);
-    __m256 group = w.group ? group_scales(w, scales, chunk) : _mm256_set1_ps(1);
-    if (EXACT) return exact_chunk<KIND>(w, at, u, v, tokens, TOKENS, chunk, group, sums);
-    UNROLL for (int t = 0; t < TOKENS; t++) {
-        __m256 sum = _mm256_cvtepi32_ps(integers<KIND, SMALL>(u, at, tokens[t], chunk));
-        if (KIND >= E8R) {
-            __m256 more = _mm256_cvtepi32_ps(residual_integers<KIND>(v, at, tokens[t], chunk));
-            sum = _mm256_fmadd_ps(more, _mm256_set1_ps(w.residual_scale), sum);
-        }
-        __m256 scale = _mm256_loadu_ps(tokens[t].scales + 8 * chunk);
-        if (w.group) scale = _mm256_mul_ps(scale, group);
-        sums[t] = _mm256_fmadd_ps(sum, scale, sums[t]);
+    if (two_levels(KIND)) decode_residual<KIND>(w, at, v);
+    UNROLL for (int half = 0; half < 2; half++) {
+        int64_t chunk = 2 * step + half;
+        __m256 group = GROUPED ? group_scales(w, scales, chunk) : _mm256_set1_ps(1);
+        UNROLL for (int t = 0; t < TOKENS; t++)
+            sums[t] = int8_chunk<KIND, GROUPED>(w, u[half], v[half], tokens[t], chunk, group, sums[t]);
     }
 }
 
@@ -215,54 +104,97 @@ INLINE float total(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-// The last chunk of an odd number of blocks: its second block is zeros, which meet activations of zero.
+// The last step of a row whose blocks are no multiple of four: the missing ones are zeros, which meet activations of
+// zero.
 struct Tail {
-    uint8_t bytes[2][2 * BLOCK];
+    uint8_t bytes[2][4 * BLOCK];
     Place place;
-    Tail(const Place &from, int kind) : bytes{}, place{{bytes[0], bytes[1]}} {
-        UNROLL for (int p = 0; p < 2; p++)
-            if (int size = plane_bytes(kind, p)) memcpy(bytes[p], from.data[p], size);
+    Tail(const Place &from, int kind, int64_t blocks) : bytes{}, place{{bytes[0], bytes[1]}} {
+        for (int p = 0; p < 2; p++)
+            if (size_t size = size_t(plane_bytes(kind, p) * blocks)) memcpy(bytes[p], from.data[p], size);
     }
 };
 
-template <int KIND, bool SMALL, int TOKENS, bool EXACT>
+// What the sums of all rows lack: the offsets, except where they were added with the scales of their groups.
+template <int KIND, bool GROUPED> INLINE float finished(const Packed &w, const Token &token, __m256 sums) {
+    float sum = total(sums);
+    if (!GROUPED) {
+        sum += token.constant[0];
+        if (two_levels(KIND)) sum += token.constant[1] * w.residual_scale * float(factor(KIND, 1)) / float(factor(KIND, 0));
+    }
+    return sum * float(factor(KIND, 0));
+}
+
+// The blocks of a row from its first to its last whole step, then `Tail`.
+struct Row {
+    Place at;
+    const uint16_t *scales;
+    float scale;
+    Row(const Packed &w, int kind, int64_t blocks, int64_t row) {
+        int64_t groups = w.group ? (w.n + w.group - 1) / w.group : 1;
+        for (int p = 0; p < 2; p++) at.data[p] = w.planes[p] + row * blocks * plane_bytes(kind, p);
+        scales = w.scales + row * groups;
+        scale = w.gain * (w.group ? 1.0f : half_to_float(scales[0]));
+    }
+};
+
+template <int KIND, bool GROUPED, int TOKENS>
 static void row_products(const Packed &w, const Token *tokens, float *out, int64_t first, int64_t last) {
     constexpr int AHEAD = 1024;  // bytes
-    int64_t blocks = (w.n + BLOCK - 1) / BLOCK, groups = w.group ? (w.n + w.group - 1) / w.group : 1;
-    int size[2] = {plane_bytes(KIND, 0), plane_bytes(KIND, 1)};
-    for (int64_t row = first; row < last; row++) {
-        Place at = {{w.planes[0] + row * blocks * size[0], w.planes[1] + row * blocks * size[1]}};
-        const uint16_t *scales = w.scales + row * groups;
+    constexpr int size[2] = {4 * plane_bytes(KIND, 0), 4 * plane_bytes(KIND, 1)};
+    int64_t blocks = (w.n + BLOCK - 1) / BLOCK, steps = blocks / 4;
+    for (int64_t index = first; index < last; index++) {
+        Row row(w, KIND, blocks, index);
         __m256 sums[TOKENS];
         UNROLL for (int t = 0; t < TOKENS; t++) sums[t] = _mm256_setzero_ps();
-        for (int64_t chunk = 0; chunk < blocks / 2; chunk++) {
-            _mm_prefetch((const char *)at.data[0] + AHEAD, _MM_HINT_T0);
-            chunk_into<KIND, SMALL, TOKENS, EXACT>(w, at, tokens, chunk, scales, sums);
-            UNROLL for (int p = 0; p < 2; p++) at.data[p] += 2 * size[p];
+        for (int64_t step = 0; step < steps; step++) {
+            UNROLL for (int line = 0; line < size[0]; line += 64)
+                _mm_prefetch((const char *)row.at.data[0] + AHEAD + line, _MM_HINT_T0);
+            step_into<KIND, GROUPED, TOKENS>(w, row.at, tokens, step, row.scales, sums);
+            UNROLL for (int p = 0; p < 2; p++) row.at.data[p] += size[p];
         }
-        if (blocks % 2) {
-            Tail tail(at, KIND);
-            chunk_into<KIND, SMALL, TOKENS, EXACT>(w, tail.place, tokens, blocks / 2, scales, sums);
+        if (blocks % 4) {
+            Tail tail(row.at, KIND, blocks % 4);
+            step_into<KIND, GROUPED, TOKENS>(w, tail.place, tokens, steps, row.scales, sums);
         }
-        float scale = w.gain * (w.group ? 1.0f : half_to_float(scales[0]));
-        UNROLL for (int t = 0; t < TOKENS; t++) out[t * w.m + row] = total(sums[t]) * scale;
+        UNROLL for (int t = 0; t < TOKENS; t++)
+            out[t * w.m + index] = finished<KIND, GROUPED>(w, tokens[t], sums[t]) * row.scale;
     }
 }
 
-template <int KIND, bool SMALL, bool EXACT>
+static void exact_rows(const Packed &w, void (*read)(const Packed &, const Place &, float *), const Token *tokens,
+                       int count, float *out, int64_t first, int64_t last) {
+    int64_t blocks = (w.n + BLOCK - 1) / BLOCK;
+    alignas(32) float levels[STEP];
+    for (int64_t index = first; index < last; index++) {
+        Row row(w, w.kind, blocks, index);
+        std::vector<float> sums(size_t(8 * count));
+        for (int64_t step = 0; 4 * step < blocks; step++) {
+            if (4 * step + 4 <= blocks) read(w, row.at, levels);
+            else read(w, Tail(row.at, w.kind, blocks % 4).place, levels);
+            for (int p = 0; p < 2; p++) row.at.data[p] += 4 * plane_bytes(w.kind, p);
+            for (int half = 0; half < 2; half++) {
+                __m256 scale = w.group ? group_scales(w, row.scales, 2 * step + half) : _mm256_set1_ps(1);
+                for (int t = 0; t < count; t++)
+                    exact_chunk(levels + CHUNK * half, tokens[t].exact + STEP * step + CHUNK * half, scale, &sums[size_t(8 * t)]);
+            }
+        }
+        for (int t = 0; t < count; t++) out[t * w.m + index] = total(_mm256_loadu_ps(&sums[size_t(8 * t)])) * row.scale;
+    }
+}
+
+template <int KIND, bool GROUPED>
 static void by_tokens(const Packed &w, const Token *tokens, int count, float *out, int64_t first, int64_t last) {
     int t = 0;
-    for (; t + 4 <= count; t += 4) row_products<KIND, SMALL, 4, EXACT>(w, tokens + t, out + t * w.m, first, last);
-    for (; t < count; t++) row_products<KIND, SMALL, 1, EXACT>(w, tokens + t, out + t * w.m, first, last);
+    for (; t + 4 <= count; t += 4) row_products<KIND, GROUPED, 4>(w, tokens + t, out + t * w.m, first, last);
+    for (; t < count; t++) row_products<KIND, GROUPED, 1>(w, tokens + t, out + t * w.m, first, last);
 }
 
 template <int KIND>
 static void of_kind(const Packed &w, const Token *tokens, int count, bool exact, float *out, int64_t first, int64_t last) {
-    int largest = 0;
-    for (int i = 0; i < 16 && KIND <= INT4; i++) largest = w.table[i] > largest ? w.table[i] : largest;
-    if (exact) return by_tokens<KIND, false, true>(w, tokens, count, out, first, last);
-    if (KIND <= INT4 && 8 * 127 * largest <= 32767) return by_tokens<KIND, true, false>(w, tokens, count, out, first, last);
-    by_tokens<KIND, false, false>(w, tokens, count, out, first, last);
+    if (exact) return exact_rows(w, exact_levels<KIND>, tokens, count, out, first, last);
+    if (w.group) return by_tokens<KIND, true>(w, tokens, count, out, first, last);
+    by_tokens<KIND, false>(w, tokens, count, out, first, last);
 }
 
 static void rows(const Packed &w, const Token *tokens, int count, bool exact, float *out, int64_t first, int64_t last) {
