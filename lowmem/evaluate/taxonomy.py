@@ -133,11 +133,11 @@ def _gives(text: str, question: Question) -> bool:
 
 
 def _tokens_to_answer(trace: Trace, found: Sequence[Announced]) -> int | None:
-    """Tokens before the first announcement, else before what stands after the thought."""
+    """Tokens before the first announcement, else before what stands after a thought."""
     if found:
         return trace.token_at(found[0].start)
     final = final_text(trace.whole)
-    return trace.token_at(trace.text.rfind(final)) if final else None
+    return trace.token_at(trace.text.rfind(final)) if final and END_THINK in trace.text else None
 
 
 def _late(trace: Trace, first: Announced) -> bool:

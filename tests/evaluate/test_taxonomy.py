@@ -91,6 +91,7 @@ def test_tokens_to_the_first_answer_are_those_before_it() -> None:
     assert label(trace("a b c The answer is 7. And the answer is 42."), QUESTION).tokens_to_answer == 3
     assert label(trace("a b </think> 42"), QUESTION).tokens_to_answer == 3
     assert label(trace("a b c"), QUESTION).tokens_to_answer is None
+    assert label(trace("so 42", thinking=False), QUESTION).tokens_to_answer is None
 
 
 def test_a_loop_and_a_limit_are_attributes() -> None:
