@@ -50,9 +50,8 @@ class Generator:
         """
         settings = config or self.generation
         if settings.outline != "off":
-            yield self.answers([prompt], settings)[0].text
-            return
-        yield from stream(self._model, self._tokenizer, self._prompt(prompt), settings, fallback=self._fallback)
+            return iter([self.answers([prompt], settings)[0].text])
+        return stream(self._model, self._tokenizer, self._prompt(prompt), settings, fallback=self._fallback)
 
     def answers(
         self,
