@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +230,9 @@ def plan_of(
     task: bool = False,
     only: tuple[str, ...] = (),
     chunk: int = 256,
+    method: dict[str, Any] | None = None,
 ) -> Any:
-    """The plan of `model`, any method allowed."""
+    """The plan of `model`: of `method` alone, or of every method, or of those in `only`."""
     from lowmem.config.run import RunConfig
     from lowmem.plan.devices import parse_device
     from lowmem.plan.plan import plan_run
@@ -242,10 +243,12 @@ def plan_of(
     keys["loss_chunk_tokens"] = chunk
     if checkpointing is not None:
         keys["gradient_checkpointing"] = checkpointing
-    config = RunConfig(**{"model": model, "dataset": [data], "method": {"kind": "auto", **allowed}, **keys})
+    config = RunConfig(**{"model": model, "dataset": [data], "method": method or {"kind": "auto", **allowed}, **keys})
     where = parse_device(device)
     assert where.total is not None
-    return plan_run(config, where, budget=where.total, cache=None, sink=lambda event: None, only_allowed=bool(only))
+    return plan_run(
+        config, where, budget=where.total, cache=None, sink=lambda event: None, only_allowed=bool(only or method)
+    )
 
 
 def cases(*, quick: bool) -> list[Case]:
@@ -359,6 +362,7 @@ def main() -> None:
 
 PUBLISHED_MEZO = {"opt-1.3b": 4, "opt-2.7b": 7, "opt-6.7b": 14, "opt-13b": 26, "opt-30b": 58}
 """GB read off the bars of figure 2 of arXiv 2305.17333, to about 1: MultiRC, batch 1, about 400 tokens."""
+PROJECTED = {"kind": "gum", "rank": 128, "gamma": 2, "state_dtype": "bf16"}
 CARDS = ("cuda:24GiB", "cuda:8GiB")
 
 
@@ -391,6 +395,11 @@ def card_table(model: str, device: str) -> dict[str, Any]:
     zeroth = plan_of(model, device, rows=8, checkpointing=True, task=True, only=("zo",))
     chosen = [row for row in first.rows if not row.name.startswith("zo")]
     chosen += [row for row in zeroth.rows if row.name.startswith("zo")]
+    chosen += [
+        replace(row, name=f"gum r=128, {clipping} clipping")
+        for clipping in ("per_layer", "exact")
+        for row in plan_of(model, device, rows=1, checkpointing=True, method=PROJECTED | {"clipping": clipping}).rows
+    ]
     cells = [
         [
             row.name,
