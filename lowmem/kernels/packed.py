@@ -79,7 +79,7 @@ def level() -> int:
 
     Here the level avx512 also needs VNNI. Raises `KernelUnavailable` when the named one cannot run here.
     """
-    best: int = library().lowmem_packed_best_level()
+    best = _best(library())
     named = os.environ.get("LOWMEM_ISA")
     if named is None:
         return best
@@ -87,6 +87,12 @@ def level() -> int:
         usable = ", ".join(LEVELS[: best + 1])
         raise KernelUnavailable(f"LOWMEM_ISA={named} cannot run packed products here; use one of {usable}")
     return LEVELS.index(named)
+
+
+@lru_cache(maxsize=4)
+def _best(loaded: ctypes.CDLL) -> int:
+    best: int = loaded.lowmem_packed_best_level()
+    return best
 
 
 def matmul(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_int64
 from dataclasses import dataclass
 
@@ -62,17 +62,19 @@ class NativeLayer:
             *(self._rows, columns, group_size, KINDS.index(kind), gain, residual_scale),
             *(table.data_ptr(), offset, rows_address(patterns), rows_address(residual), None),
         )
-        self._into, self._out_of = _struct(into), _struct(out_of)
-        self._key = 0 if into is None else into.key()
+        self._sides = (_struct(into), _struct(out_of))
+        first, last = (None if side is None else ctypes.byref(side) for side in self._sides)
+        self._arguments = (ctypes.byref(self._weight), first, 0 if into is None else into.key(), last)
 
-    def stale(self, plane: Tensor, scales: Tensor) -> bool:
-        return self._addresses != (plane.data_ptr(), scales.data_ptr())
+    def stale(self, buffers: Mapping[str, Tensor | None]) -> bool:
+        """Whether the layer with these buffers has other codes or scales by now."""
+        plane, scales = buffers["planes0"], buffers["scales"]
+        return plane is None or scales is None or self._addresses != (plane.data_ptr(), scales.data_ptr())
 
     def __call__(self, x: Tensor, out: Tensor, *, exact: bool) -> None:
         """Rows of `x` (B, n), fp32 and contiguous, through the layer into `out` (B, m)."""
         library().lowmem_packed_layer(
-            *(x.data_ptr(), out.data_ptr(), x.shape[0], self._weight, self._into, self._key, self._out_of),
-            *(exact, level(), torch.get_num_threads()),
+            x.data_ptr(), out.data_ptr(), x.shape[0], *self._arguments, exact, level(), torch.get_num_threads()
         )
 
 

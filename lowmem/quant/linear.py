@@ -125,8 +125,8 @@ class QuantLinear(PackedModule):
         return apply_inverse(rotated.T.contiguous(), self.rotation("out")).T.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _forward(x, self)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y, bias = _forward(x, self), self._buffers["bias"]
+        return y if bias is None else y + bias.to(y.dtype)
 
     def inner(self, x: Tensor) -> Tensor:
         """`((x V) W~^T) U^T`, fp32 rows."""
@@ -142,7 +142,7 @@ class QuantLinear(PackedModule):
         if type(out) is not Tensor:
             return None
         ready = self._natives.get(self.precision)
-        if ready is None or ready.stale(self.planes0, self.scales):
+        if ready is None or ready.stale(self._buffers):
             ready = self._natives[self.precision] = self._native_layer()
         ready(x.contiguous(), out, exact=choice.activations == "exact")
         return out
@@ -213,7 +213,7 @@ def _forward(x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
 
 def _rows(x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
     rows = layer.inner(x.reshape(-1, layer.in_features).float())
-    return rows.to(x.dtype).reshape(*x.shape[:-1], layer.out_features)
+    return rows.to(x.dtype).view(*x.shape[:-1], layer.out_features)
 
 
 class _Product(torch.autograd.Function):

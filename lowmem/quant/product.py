@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lowmem.errors import KernelUnavailable
 from lowmem.kernels import packed as native
-from lowmem.kernels.dispatch import ENVIRONMENT, KernelChoice, chosen
+from lowmem.kernels.dispatch import ENVIRONMENT, Choice, KernelChoice, chosen
 from lowmem.quant.codec import LEVELS, Kind, PackedWeight, unpack
 from lowmem.quant.constant import constant
 from lowmem.quant.lattice import patterns, residual_patterns
@@ -40,8 +41,12 @@ class ProductChoice:
 
 def choose(device: torch.device, kind: Kind, tokens: int) -> ProductChoice:
     """The implementation for `tokens` rows of activations. Raises `KernelUnavailable` as `dispatch.chosen` does."""
-    base = chosen(device, torch.float32)
-    activations = _activations(kind)
+    return _choose(chosen(device, torch.float32), kind, tokens, os.environ.get(ACTIVATIONS))
+
+
+@lru_cache(maxsize=1024)
+def _choose(base: Choice, kind: Kind, tokens: int, asked: str | None) -> ProductChoice:
+    activations = _activations(kind, asked)
     if base.name is KernelChoice.NATIVE:
         if tokens > FEW:
             reason = f"{tokens} tokens exceed {FEW}: unpacked once, multiplied by torch"
@@ -95,8 +100,7 @@ def tables(kind: Kind) -> tuple[Tensor, int, Tensor, Tensor]:
     return table, offset, lattice, native.rows_of_nibbles(residual_patterns() + 4)
 
 
-def _activations(kind: Kind) -> Activations:
-    named = os.environ.get(ACTIVATIONS)
+def _activations(kind: Kind, named: str | None) -> Activations:
     match named:
         case None:
             return "exact" if kind == "int8" else "int8"

@@ -41,6 +41,6 @@ for rotation in (random_hadamard(1, 1), random_hadamard(36, 1), learned(40, seed
     for inverse, definition in ((False, apply), (True, apply_inverse)):
         ready = transform(rotation, inverse=inverse, fast=False)
         assert ready is not None
-        rotated = rotate_triton(x, ready.before, ready.stages, ready.matrices, ready.after)
+        rotated = rotate_triton(x, ready.before, ready.numbers, ready.matrices, ready.after)
         torch.testing.assert_close(rotated, definition(x, rotation), rtol=1e-5, atol=2e-6)
 print("equal")
