@@ -117,10 +117,12 @@ class _Job:
         packed, tokenizer = self.work / PACKED, loaded.tokenizer
         meter = Meter(self.work / "memory.json", self.predicted)
         before = self._original(loaded.model, tokenizer, meter)
-        store = self._coded(loaded.model, meter)
+        store = WeightStore(self.work / PARTS, self.key)
         if not (packed / "config.json").is_file():
+            self._code(loaded.model, store, meter)
             self._save(loaded, store, packed)
         del loaded
+        self.layers = [Layer.of(name, weight) for name, weight in _stored(store)]
         sizes = read_record(packed)["sizes"]
         report = QuantizeReport(
             folder=self.asked.output,
@@ -154,16 +156,14 @@ class _Job:
         said = _short_hash([list(self.text.prompts), self.asked.config.gate.max_new_tokens])
         return self.work / f"original-{read}.fp32", self.work / f"answers-{said}.json"
 
-    def _coded(self, model: PreTrainedModel, meter: Meter) -> WeightStore:
+    def _code(self, model: PreTrainedModel, store: WeightStore, meter: Meter) -> None:
         """The store holds every coded weight, `model` what they decode to."""
         config = self.asked.config
         options = choose_options(model, self.text.sensitivity, config, self.work, self.asked.stored_dtype)
-        store = WeightStore(self.work / PARTS, self.key)
         batches = [{name: t.to(model.device) for name, t in text.inputs.items()} for text in self.text.calibration]
         progress = _Blocks(model, options, store, self.sink)
 
         def took(name: str, weight: QuantizedWeight) -> None:
-            self.layers.append(Layer.of(name, weight))
             if progress.took(name, weight):
                 meter.done()
 
@@ -172,14 +172,11 @@ class _Job:
         if config.embeddings < 16:
             kind: Kind = "int4" if config.embeddings == 4 else "int8"
             with meter.phase("tables", model):
-                quantize_embeddings(model, kind, store, on_weight=took)
-        return store
+                quantize_embeddings(model, kind, store)
 
     def _save(self, loaded: LoadedModel, store: WeightStore, packed: Path) -> None:
         shutil.rmtree(packed, ignore_errors=True)
-        weights: dict[str, QuantizedWeight] = {}
-        for file in sorted(store.folder.glob("*.safetensors")):
-            weights |= store.load(file.stem) or {}
+        weights = dict(_stored(store))
         # What is not coded goes back to the checkpoint's number format; codes do not change.
         model: Any = loaded.model
         model.to(self.asked.stored_dtype)
@@ -261,6 +258,12 @@ class _Blocks:
 
     def _block(self, name: str) -> int:
         return int(name.removeprefix(f"{self._root}.").partition(".")[0])
+
+
+def _stored(store: WeightStore) -> Iterator[tuple[str, QuantizedWeight]]:
+    """Every coded weight, in the order of the blocks, the tables last."""
+    for file in sorted(store.folder.glob("*.safetensors")):
+        yield from (store.load(file.stem) or {}).items()
 
 
 def _short_hash(value: Any) -> str:

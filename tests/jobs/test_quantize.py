@@ -109,7 +109,8 @@ def test_a_broken_model_gets_no_name_and_force_writes_it_without_coding_again(ru
     assert not (tmp_path / "out").exists()
     events: list[Event] = []
     report = run(gate={"max_divergence": 1e-9}, force=True, sink=events.append)
-    assert all(event.seconds == 0 for event in events if isinstance(event, BlockCoded)), "blocks were read"
+    assert not any(isinstance(event, BlockCoded) for event in events), "nothing was coded again"
+    assert report.layers
     assert json.loads((report.folder / "quantize.json").read_text())["forced"]
     assert "FAILED" in (report.folder / "report.html").read_text()
 
