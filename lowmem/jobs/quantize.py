@@ -123,7 +123,7 @@ class _Job:
             self._save(loaded, store, packed)
         del loaded
         self.layers = [Layer.of(name, weight) for name, weight in _stored(store)]
-        sizes = read_record(packed)["sizes"]
+        sizes, gate = read_record(packed)["sizes"], self._gate(packed, tokenizer, before)
         report = QuantizeReport(
             folder=self.asked.output,
             linear_bits=sizes["linear_bits"],
@@ -131,7 +131,7 @@ class _Job:
             file_bytes=sizes["file_bytes"],
             parameters=sizes["parameters"],
             seconds=time.monotonic() - self.began,
-            gate=self._gate(packed, tokenizer, before),
+            gate=gate,
             layers=tuple(self.layers),
             memory=meter.record(),
         )

@@ -91,7 +91,6 @@ class Meter:
 
     def record(self) -> dict[str, dict[str, int | None]]:
         """Predicted and measured bytes by phase."""
-        write_atomically(self._file, json.dumps(self._measured))
         return {
             phase: {"predicted": nbytes, "measured": self._measured.get(phase)}
             for phase, nbytes in self._predicted.items()
@@ -99,3 +98,4 @@ class Meter:
 
     def _note(self, name: str, tracker: LiveBytes) -> None:
         self._measured.setdefault(name, tracker.peaks[name])
+        write_atomically(self._file, json.dumps(self._measured))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -105,13 +104,12 @@ def test_a_process_killed_with_signal_9_goes_on_where_it_was(tmp_path: Path) -> 
     words = ["quantize", "tiny-reasoner", "--dataset", "add", "--codec", "s4", "--tokens", "512", "num_threads=1"]
     words += ["feedback=nearest", "gate.tokens=128", "gate.prompt_count=1", "gate.max_new_tokens=8"]
     line = [sys.executable, "-m", "lowmem", *words, "-o", str(tmp_path / "out")]
-    started = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert started.stderr is not None
-    for text in started.stderr:
-        if text.startswith("block 1/"):
-            break
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stderr is not None
+        for text in started.stderr:
+            if text.startswith("block 1/"):
+                break
+        started.send_signal(signal.SIGKILL)
     assert not (tmp_path / "out").exists()
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert "block 1/4: error" in done.stderr
