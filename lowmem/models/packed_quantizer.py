@@ -130,7 +130,8 @@ def register() -> type[Any]:
 
         def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
             tensors = model.state_dict()
-            return None, {DIGESTS: json.dumps({name: digest(tensors[name]) for name in sorted(tensors)})}
+            kept = sorted(tensors.keys() - model.all_tied_weights_keys.keys())  # a plain tied head is written once
+            return None, {DIGESTS: json.dumps({name: digest(tensors[name]) for name in kept})}
 
         def is_serializable(self) -> bool:
             return True
