@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowmem.errors import BudgetError
 from lowmem.plan.tracker import LiveBytes
-from lowmem.quant.codec import Kind, bits_per_code, padded
+from lowmem.quant.codec import Kind, bits_per_code, group_count, padded
 from lowmem.quant.coders import coder_for
 from lowmem.quant.harp import fit
 from lowmem.quant.hessian import damped
 from lowmem.quant.lattice import CHUNK
 from lowmem.quant.model import capture, decoder_blocks, moments_of
-from lowmem.quant.quantize import QuantizeOptions
+from lowmem.quant.quantize import QuantizeOptions, table_rows
 from lowmem.quant.rotation import random_hadamard
 from lowmem.units import format_bytes
 
@@ -116,14 +116,22 @@ def coding_bytes(shape: tuple[int, int], options: QuantizeOptions, itemsize: int
 
 
 def table_bytes(shape: tuple[int, int], itemsize: int) -> int:
-    """Bytes beside the weights while a table is coded: the weight, its levels and errors at eight scales."""
+    """Bytes beside the weights while a table is coded: its codes and scales, and a slab of rows in the works."""
     m, n = shape
-    wide = 4 * m * n
-    return int(TABLE_PADDED * 4 * m * padded(n) + TABLE * wide) + 4 * n * n - (wide if itemsize == 4 else 0)
+    first = min(m, table_rows(n))
+    later = min(first, m - first)
+    alive = 4 * (TABLE_PADDED * padded(n) + TABLE * n)
+    slab = max(alive * first, alive * later + TABLE_LEFT * 4 * padded(n) * first) - (
+        4 * n * first if itemsize == 4 else 0
+    )
+    return int(slab) + 4 * n * n + m * padded(n) + 2 * m * group_count(n, TABLE_GROUP)
 
 
-TABLE, TABLE_PADDED = 2.57, 4.77
-"""Matrices of a table's size alive at once in `quantize_table`, W among them, and of its size in whole groups."""
+TABLE, TABLE_PADDED, TABLE_LEFT = 2.53, 3.72, 1.25
+"""Matrices of a slab's size alive at once in `quantize_table`, the slab among them, and of its size in whole groups;
+what one slab leaves to the next."""
+TABLE_GROUP = 64
+"""Columns that share a scale in a table."""
 
 
 _LATTICE: dict[Kind, tuple[float, float, int]] = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowmem.errors import NonFiniteError
-from lowmem.quant.codec import Kind, PackedWeight, bits_per_code, group_count, spread_scales, unpack
+from lowmem.quant.codec import BLOCK, PLANE_BYTES, Kind, PackedWeight, bits_per_code, padded, spread_scales, unpack
 from lowmem.quant.coders import Coder, coder_for, packed_weight, round_scales, row_scales
 from lowmem.quant.harp import FitOptions, fit
 from lowmem.quant.hessian import damped
@@ -121,20 +121,34 @@ def quantize_table(W: Tensor, kind: Kind, *, group_size: int = 64) -> QuantizedW
     if kind not in ("int4", "int8"):
         raise ValueError(f"embeddings are coded as int4 or int8, not {kind!r}")
     coder, (m, n), width = coder_for(kind), W.shape, group_size or W.shape[1]
-    groups = group_count(n, group_size)
-    filled = torch.nn.functional.pad(W.float(), (0, groups * width - n)).reshape(m, groups, width)
-    top = filled.abs().amax(2, keepdim=True) / (7 if kind == "int4" else 127)
+    rows = table_rows(n)
+    scales, gain = round_scales(torch.cat([_table_scales(part.float(), coder, width) for part in W.split(rows)]))
+    plane = torch.empty(m, padded(n) // BLOCK * PLANE_BYTES[kind][0], dtype=torch.uint8, device=W.device)
+    for part, into, own in zip(W.split(rows), plane.split(rows), scales.split(rows), strict=True):
+        spread = (own.float() * gain).repeat_interleave(width, dim=1)[:, :n]
+        _, codes = round_nearest(part.float(), coder, spread)
+        into.copy_(packed_weight(coder, codes, (part.shape[0], n), own, gain, group_size).planes[0])
+    packed = PackedWeight(kind, (m, n), (plane,), scales, gain, 0.0, group_size)
+    return QuantizedWeight(packed, no_rotation(m), no_rotation(n))
+
+
+def table_rows(columns: int) -> int:
+    """Rows of a table that `quantize_table` codes at a time: a million weights, whatever the vocabulary."""
+    return max(1, 2**20 // columns)
+
+
+def _table_scales(W: Tensor, coder: Coder, width: int) -> Tensor:
+    """(m, groups): of eight, the scale of each group with the least squared error."""
+    m, n = W.shape
+    groups = -(-n // width)
+    filled = torch.nn.functional.pad(W, (0, groups * width - n)).reshape(m, groups, width)
+    top = filled.abs().amax(2, keepdim=True) / (7 if coder.kind == "int4" else 127)
     best, error = top, torch.full_like(top, torch.inf)
     for share in torch.linspace(0.65, 1.0, 8).tolist():
         scale = (top * share).clamp_min(torch.finfo(torch.float32).tiny)
         missed = (coder.snap(filled / scale) * scale - filled).square().sum(2, keepdim=True)
         best, error = torch.where(missed < error, scale, best), torch.minimum(missed, error)
-    scales, gain = round_scales(best[..., 0])
-    spread = (scales.float() * gain).repeat_interleave(width, dim=1)[:, :n]
-    _, codes = round_nearest(W.float(), coder, spread)
-    return QuantizedWeight(
-        packed_weight(coder, codes, (m, n), scales, gain, group_size), no_rotation(m), no_rotation(n)
-    )
+    return best[..., 0]
 
 
 def _spread_factor(kind: Kind) -> float:
