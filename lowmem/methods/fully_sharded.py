@@ -29,6 +29,7 @@ from lowmem.methods.accumulate import gradient_norm
 from lowmem.methods.prepared import Prepared
 from lowmem.methods.sharding import Shards, is_sharded
 from lowmem.quant.model import decoder_blocks
+from lowmem.quant.modules import packed_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,12 +38,17 @@ if TYPE_CHECKING:
 def shard_(config: RunConfig, model: PreTrainedModel, prepared: Prepared, shards: Shards | None) -> Prepared:
     """The layers of `model` are cut over the processes; returns how to train and export what is left here.
 
-    Raises `ConfigError` in a single process.
+    Raises `ConfigError` in a single process and for packed layers.
     """
     if shards is None or shards.world == 1:
         raise ConfigError(
             "fsdp: cuts the model over several processes, and this run has one; start it with "
             "`torchrun --nproc-per-node N -m lowmem train …`, or set fsdp: false"
+        )
+    if packed_layers(model):
+        raise ConfigError(
+            "fsdp: the model is packed by lowmem quantize, and codes cannot be cut by rows; start several processes "
+            "without fsdp: a packed base is small in each of them"
         )
     full = isinstance(config.method, FullMethod)
     shard_layers(model, shards.world, keep=[] if full else [p for p in model.parameters() if p.requires_grad])

@@ -8,7 +8,7 @@ safetensors file holds the sha256 of every tensor of the model. transformers is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from lowmem.errors import FormatError
 from lowmem.quant.codec import FORMAT_VERSION
 from lowmem.quant.format import digest
 from lowmem.quant.linear import TiedHead
-from lowmem.quant.modules import TIED, Headers, headers, put_shells
+from lowmem.quant.modules import TIED, Headers, headers, packed_layers, put_shells
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -72,8 +72,11 @@ def restore_ties(model: nn.Module) -> None:
             of_transformers.all_tied_weights_keys = of_transformers.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def check_digests(files: Sequence[Path]) -> None:
-    """Raises `FormatError` naming the first tensor that is damaged or missing. Files without digests pass."""
+def check_digests(files: Sequence[Path], needed: Iterable[str] = ()) -> None:
+    """Raises `FormatError` naming the first tensor that is damaged, or missing of the `needed` and the recorded ones.
+
+    Files that another tool wrote again have no digests left: only their tensors' names are looked at.
+    """
     from safetensors import SafetensorError, safe_open
 
     found: set[str] = set()
@@ -88,7 +91,7 @@ def check_digests(files: Sequence[Path]) -> None:
                         raise FormatError(f"{path}: tensor {name!r} is damaged; get the file again, or quantize again")
         except SafetensorError as error:
             raise FormatError(f"{path} is damaged or truncated ({error}); get or write it again") from error
-    if missing := sorted(wanted.keys() - found):
+    if missing := sorted({*wanted, *needed} - found):
         raise FormatError(f"{files[0].parent} lacks tensor {missing[0]!r}: a file is missing or of another model")
 
 
@@ -126,7 +129,10 @@ def register() -> type[Any]:
             wanted = packed_headers(model.config)
             assert wanted is not None, "transformers chose this quantizer by the config"
             put_packed_layers(model, wanted)
-            check_digests([Path(file) for file in checkpoint_files or () if str(file).endswith(".safetensors")])
+            files = [Path(file) for file in checkpoint_files or () if str(file).endswith(".safetensors")]
+            check_digests(
+                files, [f"{name}.{part}" for name, layer in packed_layers(model).items() for part in layer.state_dict()]
+            )
 
         def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
             tensors = model.state_dict()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-import lowmem.hf  # noqa: F401
+import lowmem.hf
 from lowmem.config.quantization import Nf4
 from lowmem.errors import ConfigError, FormatError
 from lowmem.models.load import load_model, meta_model
@@ -101,12 +100,26 @@ def test_codes_keep_their_types_in_any_dtype(folder: Path) -> None:
     assert model.model.norm.weight.dtype == torch.float16
 
 
+def test_a_model_in_several_files_is_whole_or_refused(folder: Path, tmp_path: Path) -> None:
+    model = load(folder)
+    model.save_pretrained(tmp_path / "cut", max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(tmp_path / "cut")
+    shards = sorted((tmp_path / "cut").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert torch.equal(logits(load(tmp_path / "cut")), logits(model))
+    with pytest.raises(FormatError, match="lacks tensor"):
+        check_digests(shards[1:])
+    shards[0].unlink()
+    with pytest.raises(FormatError, match="cannot be read as a model"):
+        load(tmp_path / "cut")
+
+
 def test_importing_it_again_registers_nothing_twice() -> None:
     from lowmem.models.packed_quantizer import register
 
     assert register() is register()
-    program = "import importlib, lowmem.hf; importlib.reload(lowmem.hf)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    importlib.reload(lowmem.hf)
+    assert register() is register()
 
 
 def test_the_record_holds_true_bytes(folder: Path) -> None:
@@ -167,9 +180,15 @@ def test_a_missing_tensor_and_a_truncated_file_are_refused(folder: Path, tmp_pat
         check_digests([file])
 
 
-def test_files_without_digests_are_read(folder: Path, tmp_path: Path) -> None:
-    save_file(load_file(folder / "model.safetensors"), str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
-    check_digests([tmp_path / "model.safetensors"])
+def test_files_of_other_tools_have_no_digests_but_every_tensor(folder: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.scales"
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    check_digests([tmp_path / "model.safetensors"], tensors)
+    del tensors[name]
+    save_file(tensors, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(FormatError, match=f"lacks tensor '{name}'"):
+        check_digests([tmp_path / "model.safetensors"], load_file(folder / "model.safetensors"))
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
         assert len(json.loads(file.metadata()[DIGESTS])) == len(list(file.keys()))
 
@@ -215,8 +234,24 @@ def test_what_a_packed_layer_cannot_stand_for_is_refused(tmp_path: Path) -> None
     weights = coded(model, tmp_path)
     with pytest.raises(ConfigError, match="does more than look rows up; leave the embeddings"):
         pack_modules(model, weights)
-    with pytest.raises(ConfigError, match="only linear layers and embeddings"):
-        pack_modules(tiny_model("llama"), {"model.norm": next(iter(weights.values()))})
+    some = next(iter(weights.values()))
+    for family, name in (("llama", "model.norm"), ("gpt2", "transformer.h.0.attn.c_attn")):
+        with pytest.raises(ConfigError, match="only linear layers and embeddings"):
+            pack_modules(tiny_model(family), {name: some})
+    with pytest.raises(ConfigError, match="no list of blocks with linear layers"):
+        coded(tiny_model("gpt2"), tmp_path / "gpt2")
+    biased = tiny_model("qwen3")
+    biased.lm_head.bias = nn.Parameter(torch.zeros(biased.config.vocab_size))
+    with pytest.raises(ConfigError, match="has a bias and shares the embedding's table"):
+        pack_modules(biased, {"model.embed_tokens": weights["model.embed_tokens"]})
+
+
+def test_a_record_is_told_missing_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="was not written by lowmem quantize"):
+        read_record(tmp_path)
+    (tmp_path / "lowmem.json").write_text("{")
+    with pytest.raises(FormatError, match=r"lowmem\.json is damaged"):
+        read_record(tmp_path)
 
 
 def test_a_packed_model_is_not_quantized_again(folder: Path) -> None:

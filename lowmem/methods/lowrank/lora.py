@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from lowmem.kernels.reference import stream_key
 from lowmem.methods.lowrank.pair import ADAPTER
 from lowmem.models.names import trainable_parameters
 from lowmem.models.packed_lora import register_packed_layers
+from lowmem.quant.modules import packed_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -108,11 +110,12 @@ def _adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
 
 
 def _check_pissa(model: PreTrainedModel) -> None:
-    quantized = next((name for name, p in model.named_parameters() if not p.is_floating_point()), None)
+    codes = (name for name, p in model.named_parameters() if not p.is_floating_point())
+    quantized = next(chain(codes, packed_layers(model)), None)
     if quantized is not None:
         raise ConfigError(
             f"method.init_lora_weights: pissa decomposes the base's weights, but {quantized} is quantized; "
-            "use init_lora_weights: default, or quantization: none"
+            "use init_lora_weights: default, or a base that is not quantized"
         )
 
 

@@ -4,8 +4,8 @@
 
 Any zeroth-order algorithm decides the step; only the tensors that it perturbs differ. State: 0 bytes per parameter;
 trained are 1/64 of the weights for nf4, 1/row for int8, 1/group for the project's own format. Beyond inference it takes
-the scales of one layer. What is exported are the scales; the base is quantized again from the same weights when the run
-folder is opened, which gives the same codes.
+the scales of one layer. What is exported are the scales; when the run folder is opened, a base that `lowmem quantize`
+packed is read again, and others are quantized again from the same weights, which gives the same codes.
 
 Cannot be combined with `train_adapter` (train one or the other) nor with double quantization, whose scales are codes.
 Norms, embeddings and the head, which are not quantized, stay frozen.
@@ -49,7 +49,7 @@ def over_scales(config: RunConfig, method: ZoMethod, model: nn.Module, prepared:
     if not layers:
         raise ConfigError(
             f"method.train: scales: {type(model).__name__} has no layer with quantization scales; use quantization: "
-            "{kind: nf4, double_quant: false} or int8, or train: weights"
+            "{kind: nf4, double_quant: false} or int8, a model made by lowmem quantize, or train: weights"
         )
     parameters = {layer.name: nn.Parameter(layer.scales, requires_grad=False) for layer in layers.values()}
     parameters = dict(sorted(parameters.items()))

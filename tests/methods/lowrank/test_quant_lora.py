@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lowmem.config.method import LoraMethod
 from lowmem.errors import ConfigError
+from lowmem.hf import load_adapter, register_packed_layers
+from lowmem.methods.fully_sharded import shard_
 from lowmem.methods.lowrank.lora import attach_lora, export_adapter
-from lowmem.models.packed_lora import load_adapter
+from lowmem.methods.prepared import Prepared
 from lowmem.quant.linear import QuantLinear
 from lowmem.quant.rotation import random_hadamard
 from tests.quant.packed import random_packed
-from tests.tiny import tiny_model
+from tests.tiny import run_config, tiny_model
 
 IDS = torch.tensor([[5, 9, 11, 3, 7, 40]])
 
@@ -71,3 +75,20 @@ def test_merging_and_dora_are_refused() -> None:
         wrapped.merge_and_unload()
     with pytest.raises(ConfigError, match="use_dora needs the norms of the base's weights, which are packed here"):
         attach_lora(packed_model(), LoraMethod(lora_r=2, use_dora=True), seed=0)
+    with pytest.raises(ConfigError, match=r"pissa decomposes the base's weights, but .*q_proj is quantized"):
+        attach_lora(packed_model(), LoraMethod(lora_r=2, init_lora_weights="pissa"), seed=0)
+
+
+def test_codes_are_not_cut_over_processes() -> None:
+    two = SimpleNamespace(rank=0, world=2, sum_=lambda tensor: None)
+    with pytest.raises(ConfigError, match="codes cannot be cut by rows"):
+        shard_(run_config(method={"kind": "lora"}), packed_model(), Prepared("", lambda folder: None), two)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # inside peft 0.21
+def test_plain_peft_adapts_packed_layers_that_it_was_told_of(tmp_path: Path) -> None:
+    config = register_packed_layers(LoraConfig(r=2, target_modules=["q_proj"]), packed_model())
+    wrapped: Any = get_peft_model(packed_model(), config)
+    wrapped.save_pretrained(str(tmp_path))
+    again = load_adapter(packed_model(), tmp_path)
+    assert torch.equal(again(input_ids=IDS).logits, wrapped(input_ids=IDS).logits)
