@@ -25,8 +25,8 @@ NOTES = (
     "One thread, CPU time of the process, alternating rounds after two warm-ups. `plain peft` is peft's model with "
     "its own loss, clipping and torch.optim.AdamW; ours computes the loss in chunks of the tokens. "
     f"galore-torch: rank {projected.RANK}, per-layer hooks, no clipping; its SVDs amortised over "
-    f"{projected.PERIOD} steps; it is given the same chunked loss, and in the rows of `its script` the model's own. GUM "
-    "draws one layer of four, whose msign costs the same at any batch size."
+    f"{projected.PERIOD} steps; it is given the same chunked loss, and in the rows of `its script` the model's own. "
+    "GUM draws one layer of four, whose msign costs the same at any batch size."
 )
 
 

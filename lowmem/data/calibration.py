@@ -60,7 +60,7 @@ class Split:
 def split(
     datasets: Sequence[EncodedDataset], held_out: Sequence[EncodedDataset], *, tokens: int, judged: int, seed: int
 ) -> Split:
-    """At least `tokens` tokens of `datasets`, in equal shares, and `judged` of `held_out`, or fewer if there are no more.
+    """At least `tokens` tokens of `datasets`, in equal shares, and `judged` of `held_out`, or as many as there are.
 
     Without `held_out`, rows of `datasets` are held out. Raises `ConfigError` where that leaves nothing to one of them.
     """

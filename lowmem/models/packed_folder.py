@@ -128,7 +128,7 @@ def unpack_modules(model: nn.Module) -> None:
     tables: dict[int, nn.Embedding] = {}
     for name, layer in packed_layers(model).items():
         if isinstance(layer, QuantEmbedding):
-            new: nn.Module = nn.Embedding.from_pretrained(
+            new: nn.Module = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
                 unpack(layer.packed).to(layer.dtype), freeze=False, padding_idx=layer.padding_idx
             )
             assert isinstance(new, nn.Embedding)

@@ -60,8 +60,9 @@ def forget_ties(model: nn.Module) -> None:
     """transformers no longer ties parameters that are gone."""
     for module in model.modules():
         if hasattr(module, "all_tied_weights_keys"):
-            module._tied_weights_keys = {}
-            module.all_tied_weights_keys = {}
+            of_transformers: Any = module
+            of_transformers._tied_weights_keys = {}
+            of_transformers.all_tied_weights_keys = {}
 
 
 def restore_ties(model: nn.Module) -> None:
@@ -102,7 +103,7 @@ def register() -> type[Any]:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     @register_quantization_config(METHOD)
-    class PackedConfig(QuantizationConfigMixin):
+    class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """`layers`: headers by name (`lowmem.quant.modules`)."""
 
         def __init__(
@@ -118,7 +119,7 @@ def register() -> type[Any]:
             self.__dict__.update(others)
 
     @register_quantizer(METHOD)
-    class PackedQuantizer(HfQuantizer):
+    class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
         """Only loads what is packed already: `lowmem quantize` does the packing."""
 
         requires_calibration = True

@@ -122,9 +122,9 @@ def quantize_table(W: Tensor, kind: Kind, *, group_size: int = 64) -> QuantizedW
         raise ValueError(f"embeddings are coded as int4 or int8, not {kind!r}")
     coder, (m, n), width = coder_for(kind), W.shape, group_size or W.shape[1]
     rows = table_rows(n)
-    scales, gain = round_scales(torch.cat([_table_scales(part.float(), coder, width) for part in W.split(rows)]))
+    scales, gain = round_scales(torch.cat([_table_scales(part.float(), coder, width) for part in torch.split(W, rows)]))
     plane = torch.empty(m, padded(n) // BLOCK * PLANE_BYTES[kind][0], dtype=torch.uint8, device=W.device)
-    for part, into, own in zip(W.split(rows), plane.split(rows), scales.split(rows), strict=True):
+    for part, into, own in zip(*(torch.split(whole, rows) for whole in (W, plane, scales)), strict=True):
         spread = (own.float() * gain).repeat_interleave(width, dim=1)[:, :n]
         _, codes = round_nearest(part.float(), coder, spread)
         into.copy_(packed_weight(coder, codes, (part.shape[0], n), own, gain, group_size).planes[0])

@@ -15,7 +15,15 @@ from lowmem.quant.harp import FitOptions, fit, off_block_energy, round_angles
 from lowmem.quant.hessian import damped
 from lowmem.quant.ldlq import proxy_loss
 from lowmem.quant.quantize import QuantizeOptions, dequantize, quantize_table, quantize_weight
-from lowmem.quant.rotation import apply, apply_inverse, draw_signs, no_rotation, pack_signs, random_hadamard, unpack_signs
+from lowmem.quant.rotation import (
+    apply,
+    apply_inverse,
+    draw_signs,
+    no_rotation,
+    pack_signs,
+    random_hadamard,
+    unpack_signs,
+)
 
 SHORT = FitOptions(steps=30, check=10)
 

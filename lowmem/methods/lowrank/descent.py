@@ -3,7 +3,8 @@
 Like `FirstOrder`: the gradient of the mean loss of the effective batch, clipped by its global norm, then one update per
 adapter. The norm is that of the weights' gradients, as far as the adapters see them: the norm of the factors' own
 gradients grows with the factors, so clipping by it shortens steps as training goes on. (In a run clipped that way steps
-shrank by a factor of six in twenty; traces say that clipping explains only a part of that.) Whatever else is trained (peft can be asked for more) is refused.
+shrank by a factor of six in twenty; traces say that clipping explains only a part of that.) Whatever else is trained
+(peft can be asked for more) is refused.
 """
 
 from __future__ import annotations
