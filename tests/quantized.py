@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import bitsandbytes as bnb
@@ -45,7 +46,9 @@ def packed(model: Any, kind: Kind = "s2") -> Any:
 
     def layer(plain: nn.Linear) -> nn.Module:
         m, n = plain.weight.shape
-        return QuantLinear(random_packed(kind, m, n), random_hadamard(n, 1), random_hadamard(m, 2))
+        weight = replace(random_packed(kind, m, n), gain=2.0**-6)
+        bias = None if plain.bias is None else plain.bias.detach()
+        return QuantLinear(weight, random_hadamard(n, 1), random_hadamard(m, 2), bias=bias)
 
     return _replaced(model, layer)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lowmem.kernels.dispatch import KernelChoice
 from lowmem.kernels.packed_layer import NativeLayer
 from lowmem.quant.codec import BLOCK, PLANE_BYTES, Kind, PackedWeight, group_count, padded, unpack
-from lowmem.quant.product import choose, product, tables
+from lowmem.quant.product import choose, product, reference, tables
 from lowmem.quant.rotation import Rotation, apply, apply_inverse, pack_signs, unpack_signs
 from lowmem.quant.transform import Transform, transform
 
@@ -128,8 +128,10 @@ class QuantLinear(PackedModule):
         y, bias = _forward(x, self), self._buffers["bias"]
         return y if bias is None else y + bias.to(y.dtype)
 
-    def inner(self, x: Tensor) -> Tensor:
-        """`((x V) W~^T) U^T`, fp32 rows."""
+    def inner(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """`((x V) W~^T) U^T`, fp32 rows; `exact`: x is not rounded, as training wants it for few rows too."""
+        if exact:
+            return self.rotated_out(reference(self.rotated_in(x), self.packed))
         whole = self._inner_at_once(x) if type(x) is Tensor else None
         return whole if whole is not None else self._inner_by_parts(x)
 
@@ -208,11 +210,11 @@ def _forward(x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         y: Tensor = _Product.apply(x, layer)  # type: ignore[no-untyped-call]
         return y
-    return _rows(x, layer)
+    return _rows(x, layer, exact=torch.is_grad_enabled())
 
 
-def _rows(x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
-    rows = layer.inner(x.reshape(-1, layer.in_features).float())
+def _rows(x: Tensor, layer: QuantLinear | TiedHead, *, exact: bool) -> Tensor:
+    rows = layer.inner(x.reshape(-1, layer.in_features).float(), exact=exact)
     return rows.to(x.dtype).view(*x.shape[:-1], layer.out_features)
 
 
@@ -222,7 +224,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantLinear | TiedHead) -> Tensor:
         ctx.layer, ctx.precision = layer, layer.precision
-        return _rows(x, layer)
+        return _rows(x, layer, exact=True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -303,8 +305,8 @@ class TiedHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _forward(x, self)
 
-    def inner(self, x: Tensor) -> Tensor:
-        return product(x, self.embedding.packed)
+    def inner(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        return (reference if exact else product)(x, self.embedding.packed)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         return grad @ unpack(self.embedding.packed)

@@ -13,7 +13,7 @@ from lowmem.errors import CheckpointError, NonFiniteError
 from lowmem.methods.base import Method, MethodState
 from lowmem.methods.build import build_method
 from lowmem.models.loss import LossSums, ModelLoss
-from tests.quantized import quantized
+from tests.quantized import packed, quantized
 from tests.tiny import lm_batch, rows_of, run_config, tiny_model
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -104,7 +104,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
     },
     "adanaged-adapter": {"method": {"kind": "zo", "train_adapter": {"lora_r": 4}}},
+    "lora-packed": {"method": {"kind": "lora"}, "learning_rate": 1e-2},
+    "lorsum-packed": {"method": {"kind": "lorsum"}, "learning_rate": 3e-2},
+    "qzo-packed": {"method": {"kind": "zo", "train": "scales", "algorithm": "mezo"}, "learning_rate": 1e-2},
 }
+"""`-packed`: on a base whose linear layers hold the project's own 2-bit codes."""
 DETERMINISTIC_LOSS = [name for name in METHODS if name != "lora-dropout"]
 
 
@@ -113,7 +117,8 @@ class Trial:
 
     def __init__(self, name: str, *, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> None:
         self.config = run_config(**METHODS[name])
-        self.model = quantized(tiny_model(architecture, dtype=dtype), self.config.quantization)
+        plain = tiny_model(architecture, dtype=dtype)
+        self.model = packed(plain) if name.endswith("-packed") else quantized(plain, self.config.quantization)
         self.loss_fn = ModelLoss(self.model, chunk_tokens=16)
         self.method: Method = build_method(self.config, self.model)
 
@@ -234,7 +239,8 @@ def test_dtype_of_the_weights_is_kept_in_bf16(name: str) -> None:
     trial.run(0, 3)
     assert {key: tensor.dtype for key, tensor in trial.method.trainable.items()} == dtypes
     adapter = name.startswith(("lora", "lorsum", "dora")) or name.endswith("adapter")
-    assert set(dtypes.values()) == {torch.float32 if adapter or name == "qzo" else torch.bfloat16}
+    own = {"qzo": torch.float32, "qzo-packed": torch.float16}.get(name, torch.bfloat16)
+    assert set(dtypes.values()) == {torch.float32 if adapter else own}
     if name != "adanaged-snr":  # its first four steps only measure
         assert any(not torch.equal(before[key], value) for key, value in trial.weights().items())
 
