@@ -132,7 +132,7 @@ class QuantLinear(PackedModule):
         """`((x V) W~^T) U^T`, fp32 rows; `exact`: x is not rounded, as training wants it for few rows too."""
         if exact:
             return self.rotated_out(reference(self.rotated_in(x), self.packed))
-        whole = self._inner_at_once(x) if type(x) is Tensor else None
+        whole = self._inner_at_once(x) if type(x) is Tensor and x.device.type == "cpu" else None
         return whole if whole is not None else self._inner_by_parts(x)
 
     def _inner_at_once(self, x: Tensor) -> Tensor | None:

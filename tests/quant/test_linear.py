@@ -211,3 +211,12 @@ def test_a_layer_whose_scales_were_replaced_uses_the_new_ones() -> None:
     torch.testing.assert_close(one(x), before * 2)
     one.scales.mul_(0.5)
     torch.testing.assert_close(one(x), before)
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("tokens", [3, 30])
+def test_on_the_meta_device_a_layer_gives_shapes(rotated: bool, tokens: int) -> None:
+    side = random_hadamard(64, 1) if rotated else no_rotation(64)
+    layer = QuantLinear(random_packed("s2", 64, 64), side, side).to("meta")
+    with torch.no_grad():
+        assert layer(torch.empty(tokens, 64, device="meta")).shape == (tokens, 64)
