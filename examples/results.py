@@ -46,8 +46,8 @@ times are ratios or belong to the machine named beside them.
   committed, what has run is in docs/LOG.md.
 - HARP, 3 bits, recovery and AutoRound on SmolLM2-135M, and low-bit models larger than it: most cells of the protocol
   `quant` have not run (its record names them). Packed kernels on two threads.
-- Loop rescue on a model that truly loops: the bed that was trained for it does not loop, its protocol is committed and has
-  not run. Outline planning: tested on scripted models, its use and its leaks are not measured.
+- Loop rescue on a model that truly loops: the bed that was trained for it does not loop, its protocol is committed and
+  has not run. Outline planning: tested on scripted models, its use and its leaks are not measured.
 - GUM's step at GaLore's time: it takes 1.1 times galore-torch's.
 - FSDP on GPUs: two gloo processes on a CPU only.
 """
