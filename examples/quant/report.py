@@ -85,7 +85,7 @@ def record(protocol: Protocol, rows: Rows, keys: dict[str, Any]) -> None:
         "bench_quant" if protocol.tier == "session" else f"bench_quant_{protocol.tier}",
         title="SmolLM2-135M at 2, 3 and 4 bits",
         headline=f"{best}: perplexity {rows[best]['perplexity']:.1f} at {rows[best]['linear_bits']:.2f} bits a weight; "
-        f"original {rows['original']['perplexity']:.1f}",
+        f"original {rows['original']['perplexity']:.1f}; {len(keys['unfinished'])} cells have not run",
         command=f"python examples/bench_quant.py --tier {protocol.tier}",
         keys=keys | {"cpu_minutes": round(protocol.cpu_minutes(), 1), "protocol_commit": protocol.commit},
         tables=[table(rows)],

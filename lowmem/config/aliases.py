@@ -154,7 +154,6 @@ ELSEWHERE = {
     "val_set_size": "name an eval_dataset",
     "dataset_dir": "write the path into dataset",
     "deepspeed": "sharding is not supported; quantization: nf4 or method: zo need less memory",
-    "fsdp": "sharding is not supported; quantization: nf4 or method: zo need less memory",
 }
 """Keys of other tools that have no counterpart: what to do instead."""
 

@@ -98,7 +98,10 @@ def predict_quantizing(
     most = sum(fits[:workers]) if len(fits) >= workers else fits[0] * workers
     phases = {"original": weights + reading, "blocks": weights + hidden + max(forward, moments + most)}
     if tables:
-        phases["tables"] = weights + max(table_bytes(shape, itemsize) for shape in tables)
+        done = [sum(map(table_codes, tables[:index])) for index in range(len(tables))]
+        phases["tables"] = weights + max(
+            table_bytes(shape, itemsize) + codes for shape, codes in zip(tables, done, strict=True)
+        )
     phases["save"] = weights + codes
     return QuantizingBill(weights, hidden, moments, most, phases)
 
@@ -116,20 +119,26 @@ def coding_bytes(shape: tuple[int, int], options: QuantizeOptions, itemsize: int
 
 
 def table_bytes(shape: tuple[int, int], itemsize: int) -> int:
-    """Bytes beside the weights while a table is coded: its codes and scales, and a slab of rows in the works."""
-    m, n = shape
+    """Bytes beside the weights while a table is coded: a slab whose scales are sought, or all codes and a slab."""
+    (m, n), whole = shape, padded(shape[1])
     first = min(m, table_rows(n))
     later = min(first, m - first)
-    alive = 4 * (TABLE_PADDED * padded(n) + TABLE * n)
-    slab = max(alive * first, alive * later + TABLE_LEFT * 4 * padded(n) * first) - (
-        4 * n * first if itemsize == 4 else 0
-    )
-    return int(slab) + 4 * n * n + m * padded(n) + 2 * m * group_count(n, TABLE_GROUP)
+    cast = 0 if itemsize == 4 else n  # fp32 weights are read where they are
+    scaling = 4 * first * ((TABLE_SCALING + (n < whole)) * whole + cast)
+    coding = 4 * (TABLE_CODING * n + cast)
+    slab = max(coding * first, coding * later + 4 * TABLE_LEFT * n * first)
+    return int(max(scaling, slab + 4 * n * n + table_codes(shape)))
 
 
-TABLE, TABLE_PADDED, TABLE_LEFT = 2.53, 3.72, 1.25
-"""Matrices of a slab's size alive at once in `quantize_table`, the slab among them, and of its size in whole groups;
-what one slab leaves to the next."""
+def table_codes(shape: tuple[int, int]) -> int:
+    """Bytes of a coded table, at 8 bits: codes and scales."""
+    m, n = shape
+    return m * padded(n) + 2 * m * group_count(n, TABLE_GROUP)
+
+
+TABLE_SCALING, TABLE_CODING, TABLE_LEFT = 4.33, 5.25, 1.25
+"""Matrices of a slab's size alive at once in `quantize_table`: while scales are sought (in whole groups, one more where
+that takes a copy), and while codes are; what one slab leaves to the next."""
 TABLE_GROUP = 64
 """Columns that share a scale in a table."""
 

@@ -53,7 +53,7 @@ def test_the_fit_is_planned_on_fake_tensors() -> None:
     assert coding_bytes(shape, options, 4) == pytest.approx(counted(*shape, options), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("shape", [(64, 256), (1024, 192), (8000, 200)])
+@pytest.mark.parametrize("shape", [(64, 256), (1024, 192), (8000, 200), (1000, 32), (12000, 192)])
 def test_coding_a_table_takes_what_was_planned(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape)
     tracker = LiveBytes()
