@@ -63,7 +63,8 @@ class Bench:
         return outcome(model, weights, self.judge)
 
     def peer(self, name: str) -> dict[str, Any]:
-        return peer(name, loaded(self.settings), self.judge, self.protocol.folder / "peers")
+        calibration = self.chunks("validation", "calibration_chunks")
+        return peer(name, loaded(self.settings), self.judge, calibration, self.protocol.folder / "peers")
 
 
 def run(bench: Bench, only: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

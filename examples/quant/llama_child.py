@@ -1,8 +1,10 @@
 """Run by peers.py in the interpreter that has llama-cpp-python: quantize a gguf, and keep the logits of given tokens.
 
-    python llama_child.py ORIGINAL.gguf KIND CHUNKS.json FOLDER
+    python llama_child.py ORIGINAL.gguf KIND CHUNKS.json IMPORTANCE.npz FOLDER
 
-Writes FOLDER/logits-000.npy … (tokens x vocabulary, fp16) and prints one JSON object: what the file holds.
+IMPORTANCE.npz holds the mean square of every input column of every linear layer, by the layer's name in transformers;
+llama.cpp weighs its errors with it. Writes FOLDER/logits-000.npy … (tokens x vocabulary, fp16) and prints one JSON
+object: what the file holds.
 """
 
 from __future__ import annotations
@@ -15,15 +17,30 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
-from gguf import GGUFReader
+from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
 
 
-def quantize(source: Path, kind: str, target: Path) -> None:
+def importance(path: Path) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:
+    """llama.cpp's importance matrix: an entry a layer, ended by one without a name. The arrays live with the result."""
+    by_layer = np.load(path)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, 1 + max(int(name.split(".")[2]) for name in by_layer))
+    entries = (llama_cpp.llama_model_imatrix_data * (len(by_layer) + 1))()
+    entries.kept = []
+    for entry, (layer, values) in zip(entries, by_layer.items(), strict=False):
+        floats = (ctypes.c_float * values.size)(*values.tolist())
+        entries.kept.append(floats)
+        entry.name = f"{names.get_name(layer)}.weight".encode()
+        entry.data, entry.size = ctypes.cast(floats, ctypes.POINTER(ctypes.c_float)), values.size
+    return entries
+
+
+def quantize(source: Path, kind: str, weights: ctypes.Array[llama_cpp.llama_model_imatrix_data], target: Path) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
+    params.imatrix = ctypes.cast(weights, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     params.nthread = 1
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
-        raise SystemExit(f"llama.cpp does not make {kind} of this model (some kinds need an importance matrix)")
+        raise SystemExit(f"llama.cpp does not make {kind} of this model")
 
 
 def contents(path: Path) -> dict[str, object]:
@@ -41,14 +58,10 @@ def contents(path: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    source, kind, chunks, folder = (
-        Path(sys.argv[1]),
-        sys.argv[2],
-        json.loads(Path(sys.argv[3]).read_text()),
-        sys.argv[4],
-    )
+    source, kind, texts, weights, folder = sys.argv[1:]
+    chunks = json.loads(Path(texts).read_text())
     target = Path(folder) / f"{kind}.gguf"
-    quantize(source, kind, target)
+    quantize(Path(source), kind, importance(Path(weights)), target)
     length = max(len(chunk) for chunk in chunks)
     model = llama_cpp.Llama(
         str(target), n_ctx=length, n_batch=length, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False
