@@ -42,10 +42,11 @@ times are ratios or belong to the machine named beside them.
   compared with emulated bf16.
 - A textbook MeZO step that takes 1.5 times ours on SmolLM2's shape at 16x48 tokens: here it takes only 1.48 times two
   plain forwards.
-- LoRSum at least as good as LoRA with AdamW on two of three tasks (it is on one), and GUM at most GaLore's loss (undecided).
+- LoRSum at least as good as LoRA with AdamW on two of three tasks (it is on one), and GUM at most GaLore's loss
+  (undecided).
 - e8 with HARP, recovery and AutoRound on SmolLM2-135M, llama.cpp with an importance matrix, real-size matrices, and
-  low-bit models larger than it: these cells of the protocol `quant` have not run (its record names them). Packed kernels
-  on two threads.
+  low-bit models larger than it: these cells of the protocol `quant` have not run (its record names them).
+- Packed kernels on two threads.
 - Loop rescue on a model that truly loops: the bed that was trained for it does not loop (14 of 300 traces in trouble at
   2 bits nearest, none with HARP), so that its comparison of policies says little.
 - GUM's step at GaLore's time: it takes 1.1 times galore-torch's.
