@@ -9,13 +9,11 @@ whole. The original is gone from memory when the packed model is loaded from its
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ import torch
 
 import lowmem
 from lowmem.config.quantize import QuantizeConfig
-from lowmem.errors import ConfigError, Interrupted, QualityGateError
+from lowmem.errors import Interrupted, QualityGateError
 from lowmem.evaluate.gate import GateReport, Sample, answer_all, compare, judge, keep_original
 from lowmem.events import BlockCoded, Notice, Sink
 from lowmem.jobs.folder import write_atomically
@@ -33,6 +31,7 @@ from lowmem.jobs.quantize_memory import Meter, predict, require_memory
 from lowmem.jobs.quantize_recover import recover
 from lowmem.jobs.quantize_result import RECOVERED, Layer, QuantizeReport, publish, refuse_output, write_record
 from lowmem.jobs.quantize_source import Asked, Material, ask, material, refuse_uncoded, request_key
+from lowmem.jobs.quantize_work import forget_others, working_folder
 from lowmem.models.load import LoadedModel, load_config, load_model, load_tokenizer, meta_model
 from lowmem.models.packed_folder import read_record, save_packed
 from lowmem.models.source import ModelSource
@@ -59,7 +58,7 @@ def quantize(config: QuantizeConfig, *, sink: Sink, force: bool = False, overwri
     require_memory(asked, bill)
     loaded = load_model(asked.source, device=asked.device, sink=sink)
     key = request_key(loaded.model, asked, text.calibration)
-    with _work(asked.output, key) as work:
+    with working_folder(asked.output, key) as work:
         try:
             return _Job(asked, text, work, key, bill.phases, sink).run(loaded, force=force)
         except KeyboardInterrupt as interrupt:
@@ -85,19 +84,6 @@ def _prepare(config: QuantizeConfig, sink: Sink, *, overwrite: bool) -> tuple[As
     kind = load_config(asked.source).model_type
     text = material(asked, load_tokenizer(asked.source), model_type=kind, sink=sink)
     return asked, text, predict(asked, text)
-
-
-@contextmanager
-def _work(output: Path, key: str) -> Iterator[Path]:
-    """The folder of this request, for this process alone. Raises `ConfigError` while another process works in it."""
-    work = output.absolute().with_name(f".quantizing-{output.name}-{key[:12]}")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as held:
-            raise ConfigError(f"another process is quantizing the same to {output}; wait for it to end") from held
-        yield work
 
 
 @dataclass
@@ -223,8 +209,8 @@ class _Job:
             self.sink(Notice(f"--force: written although the quality gate failed: {said}"))
         write_record(packed, self.asked.config, report, forced=not report.gate.passed)
         publish(packed, self.work / RECOVERED, report)
-        for left in self.work.parent.glob(f".quantizing-{report.folder.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+        forget_others(report.folder)
         return report
 
 

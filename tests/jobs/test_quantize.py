@@ -186,6 +186,21 @@ def test_two_processes_do_not_write_the_same(run: Run, tmp_path: Path) -> None:
             run()
 
 
+def test_only_what_nobody_works_on_is_cleared_away(run: Run, tmp_path: Path) -> None:
+    import fcntl
+
+    busy, done = tmp_path / ".quantizing-out-0123456789ab", tmp_path / ".quantizing-out-ba9876543210"
+    other = tmp_path / ".quantizing-out-3bit-0123456789ab"
+    for folder in (busy, done, other):
+        (folder / "parts").mkdir(parents=True)
+    with (busy / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run()
+    assert busy.is_dir(), "another process is at work there"
+    assert not done.exists()
+    assert other.is_dir(), "it belongs to the output of another name"
+
+
 def test_a_size_is_kept_and_sensitive_layers_get_more(run: Run) -> None:
     largest = run(output=None, average_bits=20.0, mixed_codecs=["s2", "s4"])
     report = run(size=str(largest.file_bytes - 2500), mixed_codecs=["s2", "s4"])
