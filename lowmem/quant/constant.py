@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
+import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 P = ParamSpec("P")
@@ -13,15 +14,16 @@ R = TypeVar("R")
 
 
 def constant(make: Callable[P, R]) -> Callable[P, R]:
-    """`functools.cache` for functions of hashable arguments that make tensors: real ones, even during a plan.
+    """`functools.cache` for functions of hashable arguments that make tensors: real, ordinary ones.
 
-    A plan runs on fake tensors; without this the first call within one would keep a fake for the run that follows.
+    The first caller may be a plan, which runs on fake tensors, or generation in inference mode; what is kept must serve
+    the run and the training step that follow. Inference tensors cannot be saved for a backward pass.
     """
     kept = cache(make)
 
     @wraps(make)
     def once(*args: P.args, **kwargs: P.kwargs) -> R:
-        with unset_fake_temporarily():
+        with unset_fake_temporarily(), torch.inference_mode(False):
             return kept(*args, **kwargs)  # type: ignore[arg-type]
 
     return once

@@ -163,3 +163,18 @@ def test_constants_made_during_a_plan_are_real() -> None:
         ones(2)
     assert torch.equal(ones(2), torch.ones(2))
     assert made == [2]
+
+
+def test_constants_made_while_generating_serve_a_training_step() -> None:
+    """In a process that answers first and trains later the table meets a backward pass, and a tracker of bytes."""
+
+    @constant
+    def ones(n: int) -> Tensor:
+        return torch.ones(n)
+
+    with torch.inference_mode():
+        ones(2)
+    x = torch.full((2,), 3.0, requires_grad=True)
+    (x * ones(2)).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones(2))
