@@ -44,8 +44,8 @@ times are ratios or belong to the machine named beside them.
   plain forwards.
 - LoRSum at least as good as LoRA with AdamW on two of three tasks (it is on one), and GUM at most GaLore's loss
   (undecided).
-- e8 with HARP, recovery and AutoRound on SmolLM2-135M, llama.cpp with an importance matrix, real-size matrices, and
-  low-bit models larger than it: these cells of the protocol `quant` have not run (its record names them).
+- AutoRound, real-size matrices and low-bit models larger than SmolLM2-135M, and the cells of the protocol `quant` that
+  its record names as unfinished.
 - Packed kernels on two threads.
 - Loop rescue on a model that truly loops: the bed that was trained for it does not loop (14 of 300 traces in trouble at
   2 bits nearest, none with HARP), so that its comparison of policies says little.

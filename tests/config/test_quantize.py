@@ -24,10 +24,13 @@ def test_bits_of_codecs_are_those_of_the_format() -> None:
     assert {codec: bits_per_code(codec) for codec in CODEC_BITS} == CODEC_BITS
 
 
-def test_harp_is_tried_only_where_two_bits_may_be_used() -> None:
+def test_harp_is_tried_where_it_is_asked_for_or_scalars_of_two_bits_may_be_used() -> None:
+    three = ("rht", "harp", "harp-conditional")
     assert load_quantize({"model": "m"}).candidates == ("rht",)
-    assert load_quantize({"model": "m", "bits": 2}).candidates == ("rht", "harp", "harp-conditional")
-    assert load_quantize({"model": "m", "average_bits": 3.0}).candidates[1] == "harp"
+    assert load_quantize({"model": "m", "bits": 2}).candidates == ("rht",)
+    assert load_quantize({"model": "m", "bits": 2, "rotation": "harp"}).candidates == three
+    assert load_quantize({"model": "m", "codec": "s2"}).candidates == three
+    assert load_quantize({"model": "m", "average_bits": 3.0, "mixed_codecs": ["s2", "s3"]}).candidates == three
     assert load_quantize({"model": "m", "rotation": "none"}).candidates == ("none",)
 
 
