@@ -11,8 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples.rescue.bed import policy_row, rate_row
-from examples.rescue.problems import AGREEING, FAMILIES, TESTED, TRAINED, document, problem
+from examples.rescue import stories
+from examples.rescue.problems import AGREEING, FAMILIES, HELD_OUT, TESTED, TRAINED, document, problem
+from examples.rescue.rows import policy_row, rate_row
 from examples.rescue.traces import final_answer, in_trouble
 from lowmem.data.procedural import CHARACTERS, END_THINK, THINK
 from lowmem.generate.answers import announced
@@ -90,3 +91,51 @@ def test_rows_say_what_was_measured() -> None:
     assert rate_row("2 bit", raw) == ["2 bit", 4, "50.0 %", "25.0 %", "25.0 %", "50.0 %", "75.0 %", 100]
     assert policy_row("rescue", rescued, raw) == ["rescue", "75.0 %", "66.7 %", "100.0 %", 88, "1.33", "7.1 %"]
     assert policy_row("full precision", rescued, raw)[-1] == "100.0 %"
+
+
+STORIES = [stories.document(index, TRAINED) for index in range(300)]
+
+
+def test_a_story_s_answer_is_what_the_changes_come_to() -> None:
+    for index in range(200):
+        one = stories.asked(index, TESTED)
+        start, *changes = re.findall(
+            r"(has|finds|buys|wins|picks up|gets|gives away|loses|sells|drops) (\d+)", one.question
+        )
+        total = int(start[1]) + sum(int(much) * (1 if what in stories.GAINS else -1) for what, much in changes)
+        assert str(total) == one.answer
+        assert total >= 0
+
+
+def test_sums_of_a_told_story_are_wrong_only_now_and_then_and_its_end_is_right() -> None:
+    wrong = total = 0
+    for index, text in enumerate(STORIES):
+        for left, sign, right, result in re.findall(r": (\d+)([+-])(\d+)=(-?\d+)\.", text):
+            total += 1
+            wrong += int(left) + (int(right) if sign == "+" else -int(right)) != int(result)
+        if THINK in text:
+            assert final_answer(text) == stories.asked(index, TRAINED).answer
+    assert 0 < wrong / total < stories.SLIP
+
+
+def test_a_thought_about_a_story_ends_when_two_tellings_agree_or_later() -> None:
+    tellings = set()
+    for text in STORIES:
+        if THINK not in text:
+            continue
+        said = [one.value for one in announced(text.split(END_THINK)[0])]
+        assert said[-1] == said[-2]
+        tellings.add(len(said))
+        for before, now, verdict in zip(said, said[1:], re.findall(r"That is (not )?what I had", text), strict=False):
+            assert (before == now) == (verdict == ""), text
+    assert tellings >= {2, 3, 4}
+
+
+def test_no_story_that_is_asked_was_trained_on() -> None:
+    numbers = [
+        {(told.start, *(change for _, change in told.events)) for told in (stories.story(n, seed) for n in range(800))}
+        for seed in (TRAINED, HELD_OUT, TESTED)
+    ]
+    assert not numbers[0] & numbers[1]
+    assert not numbers[0] & numbers[2]
+    assert not numbers[1] & numbers[2]

@@ -1,4 +1,4 @@
-"""Ways of dealing with a quantized reasoner that loses its way, as `protocols/rescue.yaml` fixes them.
+"""Ways of dealing with a quantized reasoner that loses its way, as two protocols fix them: `rescue`, `rescue_stories`.
 
 First what happens when nobody helps: a row per precision. Then, on the precisions that `beds` names, a row per policy.
 A policy is decoded only where the raw trace is in trouble (it looped, hit the limit, or stayed unclosed): elsewhere it
@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from examples.protocol import ROOT, Protocol, Tier, open_protocol
+from examples.rescue import problems, stories
 from examples.rescue.problems import TESTED, Problem
 from examples.rescue.reasoners import Reasoner
-from examples.rescue.traces import Decoding, Row, answered, in_trouble, problems
+from examples.rescue.rows import POLICIES, POLICY_COLUMNS, RATE_COLUMNS, per_correct, policy_row, rate_row, share, split
+from examples.rescue.traces import Decoding, Row, answered, in_trouble
 from examples.results import write_result
 from examples.train_long_reasoner import finetune, long_reasoner
 from lowmem.config.generation import GenerationConfig
 
-POLICIES = ("raw", "last parseable", "stop only", "rescue", "rescue + nested", "planning + rescue")
-RATE_COLUMNS = ["precision", "problems", "right", "loop", "unclosed", "hit limit", "in trouble", "tokens"]
-POLICY_COLUMNS = [
-    "policy",
-    "right",
-    "right, raw in trouble",
-    "right, others",
-    "tokens a problem",
-    "CPU s a right answer",
-    "high-precision tokens",
-]
+TEXTS: dict[str, Any] = {"columns": problems, "stories": stories}
+"""What is asked: modules with `asked(index, seed)` and `document(index, seed)`."""
+
+
+class Recorded(NamedTuple):
+    """Of a protocol: the part of `bench_rescue.py`, the name of its result, and whose rescue it is."""
+
+    part: str
+    result: str
+    who: str
+
+
+RECORDS = {
+    "rescue": Recorded("bed", "rescue_bed", "a reasoner"),
+    "rescue_stories": Recorded("stories", "rescue_stories", "SmolLM2-135M, taught to check its sums,"),
+}
 
 
 @dataclass
@@ -44,6 +51,10 @@ class Bed:
     protocol: Protocol
     reasoner: Reasoner
     _known: dict[tuple[str, str], list[Row]] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> Any:
+        return texts_of(self.protocol)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -77,7 +88,7 @@ class Bed:
 
     def _asked(self, precision: str) -> list[Problem]:
         count = self.settings["problems" if precision in self._in_full else "problems_for_rates"]
-        return problems(count, seed=TESTED)
+        return [self.texts.asked(index, TESTED) for index in range(count)]
 
     @property
     def _in_full(self) -> set[str]:
@@ -116,43 +127,9 @@ class Bed:
             return {"rows": answered(decoding, asked, seed=self.settings["seed"], numbers=numbers)}
 
         rows: list[Row] = self.protocol.cell({"precision": precision, "policy": policy}, compute)["rows"]
-        print(f"{precision}, {policy}: {_share(rows, lambda row: row['right']):.3f} right", flush=True)
+        print(f"{precision}, {policy}: {share(rows, lambda row: row['right']):.3f} right", flush=True)
         self._known[precision, policy] = rows
         return rows
-
-
-def rate_row(precision: str, rows: Sequence[Row]) -> list[Any]:
-    return [
-        precision,
-        len(rows),
-        *(
-            _percent(_share(rows, test))
-            for test in (
-                lambda row: row["right"],
-                lambda row: row["loop"],
-                lambda row: row["unclosed"],
-                lambda row: row["limit"],
-                in_trouble,
-            )
-        ),
-        round(sum(row["tokens"] for row in rows) / len(rows)),
-    ]
-
-
-def policy_row(policy: str, rows: Sequence[Row], raw: Sequence[Row]) -> list[Any]:
-    always = policy not in POLICIES  # one precision above the bed's from the first token to the last
-    troubled, others = _split(rows, raw)
-    right = sum(row["right"] for row in rows)
-    tokens = sum(row["tokens"] for row in rows)
-    return [
-        policy,
-        _percent(right / len(rows)),
-        _percent(_share(troubled, lambda row: row["right"])),
-        _percent(_share(others, lambda row: row["right"])),
-        round(tokens / len(rows)),
-        f"{sum(row['seconds'] for row in rows) / right:.2f}" if right else "none right",
-        _percent(1.0 if always else sum(row["high_tokens"] for row in rows) / tokens),
-    ]
 
 
 def keys_of(bed: Bed, name: str) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -160,7 +137,7 @@ def keys_of(bed: Bed, name: str) -> tuple[dict[str, Any], list[list[Any]]]:
     raw, full = bed.raw(name), bed.raw("full")
     by_policy = {policy: bed.policy(name, policy) for policy in POLICIES}
     by_policy |= {f"always {bed.settings['high']}": bed.raw(bed.settings["high"]), "full precision": full}
-    right = {policy: _share(_split(rows, raw)[0], lambda row: row["right"]) for policy, rows in by_policy.items()}
+    right = {policy: share(split(rows, raw)[0], lambda row: row["right"]) for policy, rows in by_policy.items()}
     gap = right["full precision"] - right["raw"]
     planned = by_policy["planning + rescue"]
     closed = {policy: round((value - right["raw"]) / gap, 3) if gap > 0 else None for policy, value in right.items()}
@@ -168,7 +145,7 @@ def keys_of(bed: Bed, name: str) -> tuple[dict[str, Any], list[list[Any]]]:
         "problems": len(raw),
         "troubled": sum(map(in_trouble, raw)),
         "gap_closed": closed,
-        "seconds_per_correct": {policy: _per_correct(rows) for policy, rows in by_policy.items()},
+        "seconds_per_correct": {policy: per_correct(rows) for policy, rows in by_policy.items()},
         "changed_without_trouble": bed.changed(name),
         "early_changed_right_to_wrong": sum(
             row["last_right"] and not again["right"]
@@ -176,15 +153,20 @@ def keys_of(bed: Bed, name: str) -> tuple[dict[str, Any], list[list[Any]]]:
             if in_trouble(row)
         ),
         "statuses": dict(Counter(row["status"] for row in by_policy["rescue + nested"] if row["status"])),
-        "outline_leak_rate": round(_share(planned, lambda row: row["leaked"]), 4),
+        "outline_leak_rate": round(share(planned, lambda row: row["leaked"]), 4),
     }
     return keys, [policy_row(policy, rows, raw) for policy, rows in by_policy.items()]
 
 
-def main(tier: Tier, data: Path) -> None:
+def texts_of(protocol: Protocol) -> Any:
+    return TEXTS[protocol.settings.get("texts", "columns")]
+
+
+def main(tier: Tier, of: str) -> None:
+    """Runs the protocol `of`."""
     torch.set_num_threads(1)
-    protocol = open_protocol("rescue", tier)
-    bed = Bed(protocol, Reasoner(_model(protocol), protocol.folder / "codes"))
+    protocol = open_protocol(of, tier)
+    bed = Bed(protocol, Reasoner(_model(protocol), protocol.folder / "codes", texts_of(protocol).document))
     rates = [rate_row(name, bed.raw(name)) for name in protocol.settings["precisions"]]
     tables = [{"title": "With no help", "columns": RATE_COLUMNS, "rows": rates}]
     keys: dict[str, Any] = {}
@@ -205,47 +187,35 @@ def record(keys: dict[str, Any], tables: list[dict[str, Any]], protocol: Protoco
     first = keys[protocol.settings["beds"][0]]
     closed = first["gap_closed"]
     write_result(
-        "rescue_bed",
-        title="Rescue of a reasoner that is lost at low precision",
+        RECORDS[protocol.name].result,
+        title=f"Rescue of {RECORDS[protocol.name].who} that is lost at low precision",
         headline=(
             f"{protocol.settings['beds'][0]}: {first['troubled']} of {first['problems']} traces in trouble; of the gap "
             f"to full precision on these, rescue closes {_said(closed['rescue'])}, with nested fallback "
             f"{_said(closed['rescue + nested'])}, the last parseable answer {_said(closed['last parseable'])}"
         ),
-        command=f"python examples/bench_rescue.py --part bed --tier {protocol.tier}",
+        command=f"python examples/bench_rescue.py --part {RECORDS[protocol.name].part} --tier {protocol.tier}",
         keys=keys,
         tables=tables,
         notes=(
             "Greedy and sampled decoding are told apart in the protocol. All precisions are multiplied in fp32 here: "
-            "seconds follow tokens and do not show what low precision saves. Protocol: examples/protocols/rescue.yaml."
+            "seconds follow tokens and do not show what low precision saves. Protocol: "
+            f"examples/protocols/{protocol.name}.yaml."
         ),
     )
 
 
 def _model(protocol: Protocol) -> Path:
-    small = protocol.settings.get("model")
-    if small is None:
-        return long_reasoner()
-    return finetune(ROOT / "runs" / "long-reasoner-quick", **small)
-
-
-def _split(rows: Sequence[Row], raw: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """`rows` whose raw trace is in trouble, and the others."""
-    pairs = list(zip(rows, raw, strict=True))
-    return [row for row, one in pairs if in_trouble(one)], [row for row, one in pairs if not in_trouble(one)]
-
-
-def _share(rows: Sequence[Row], test: Callable[[Row], object]) -> float:
-    return sum(bool(test(row)) for row in rows) / len(rows) if rows else 0.0
-
-
-def _per_correct(rows: Sequence[Row]) -> float | None:
-    right = sum(row["right"] for row in rows)
-    return round(sum(row["seconds"] for row in rows) / right, 3) if right else None
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    model = protocol.settings.get("model")
+    match model:
+        case None:
+            return long_reasoner()
+        case {"folder": folder}:
+            if not (ROOT / folder / "config.json").is_file():
+                raise SystemExit(f"{folder} is not there yet; make it once: {model['made_by']}")
+            return ROOT / folder
+        case _:
+            return finetune(ROOT / "runs" / "long-reasoner-quick", **model)
 
 
 def _said(share: float | None) -> str:

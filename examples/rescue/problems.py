@@ -51,10 +51,15 @@ def problem(family: str, index: int, seed: int) -> Problem:
     return Problem(family, made.prompt, made.answer)
 
 
+def asked(index: int, seed: int) -> Problem:
+    """Problem number `index`, the families in turn."""
+    return problem(FAMILIES[index % len(FAMILIES)], index, seed)
+
+
 def document(index: int, seed: int = TRAINED) -> str:
     """Training document number `index`: question, thought and answer; or question and plan."""
     rng = random.Random(f"document/{index}/{seed}")
-    one = problem(FAMILIES[index % len(FAMILIES)], index, seed)
+    one = asked(index, seed)
     thought, checks = _thought(one, rng)
     kind = rng.random()
     if kind < PLAN_ASKED:

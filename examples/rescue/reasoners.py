@@ -7,7 +7,7 @@ tokens in disguise, and say nothing about how much faster low precision is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.rescue.problems import document
+from examples.rescue.problems import TRAINED
 from lowmem.models.load import load_model
 from lowmem.models.source import ModelSource
 from lowmem.quant.model import fingerprint, quantize_blocks
@@ -28,10 +28,12 @@ CALIBRATION_DOCUMENTS, CALIBRATION_TOKENS = 64, 160
 
 @dataclass
 class Reasoner:
-    """A trained folder. `at` gives it at a precision of the protocol; `store` keeps the codes."""
+    """A trained folder. `at` gives it at a precision of the protocol; `store` keeps the codes; `document(index, seed)`
+    is such a text as it was trained on."""
 
     folder: Path
     store: Path
+    document: Callable[[int, int], str]
 
     @cached_property
     def full(self) -> Any:
@@ -70,7 +72,7 @@ class Reasoner:
         rows = []
         index = 0
         while len(rows) < CALIBRATION_DOCUMENTS:
-            ids = self.tokenizer(document(index))["input_ids"]
+            ids = self.tokenizer(self.document(index, TRAINED))["input_ids"]
             index += 1
             if len(ids) >= CALIBRATION_TOKENS:
                 rows.append(ids[:CALIBRATION_TOKENS])

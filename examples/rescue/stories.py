@@ -16,7 +16,7 @@ telling again finds something; a telling that agrees with the one before may end
 `CHECK_AGAIN` the writer tells it once more all the same. The sentences are such as the model has seen by the million,
 which is what `problems.py` lacks: repeating itself is what a language model falls back on.
 
-    python examples/rescue/stories.py runs/story-documents    # train.jsonl, held_out.jsonl
+    python examples/rescue/stories.py runs/story_bed/documents    # train.jsonl, held_out.jsonl
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ def story(index: int, seed: int) -> Story:
             return made
 
 
-def problem(index: int, seed: int) -> Problem:
+def asked(index: int, seed: int) -> Problem:
     made = story(index, seed)
     events = " ".join(f"{made.name} {what} {abs(change)}." for what, change in made.events)
-    asked = f"How many {made.thing} does {made.name} have now?"
-    return Problem("story", f"{made.name} has {made.start} {made.thing}. {events} {asked}\n", str(made.answer))
+    question = f"How many {made.thing} does {made.name} have now?"
+    return Problem("story", f"{made.name} has {made.start} {made.thing}. {events} {question}\n", str(made.answer))
 
 
 def document(index: int, seed: int) -> str:
     """Training document number `index`: question, thought and answer; or question and plan."""
     rng = random.Random(f"story document/{index}/{seed}")
-    told, one = story(index, seed), problem(index, seed)
+    told, one = story(index, seed), asked(index, seed)
     thought, checks = _thought(told, rng)
     plan = f" go through {len(told.events)} changes, check {checks} times"
     kind = rng.random()

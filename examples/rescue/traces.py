@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from examples.rescue.problems import FAMILIES, Problem, ask_plan, problem, with_plan
+from examples.rescue.problems import Problem, ask_plan, with_plan
 from lowmem.config.generation import GenerationConfig
 from lowmem.data.procedural import END_THINK, THINK
 from lowmem.generate.answers import announced, mentioned, plain
@@ -34,11 +34,6 @@ class Decoding:
     high: Any = None
     falls_back: bool = False
     outlines: bool = False
-
-
-def problems(count: int, *, seed: int) -> list[Problem]:
-    """`count` problems, the families in turn."""
-    return [problem(FAMILIES[index % len(FAMILIES)], index, seed) for index in range(count)]
 
 
 def answered(

@@ -51,13 +51,15 @@ def mentioned(text: str) -> str | None:
     return str(options[-1]) if options else None
 
 
-def settled(found: list[Announced]) -> Announced | None:
-    """The answer of two of the last three announcements, else the newest; None where there is none."""
+def agreed(found: list[Announced]) -> Announced | None:
+    """The answer of two of the last three announcements; None where no two are the same."""
     last = found[-3:]
-    for one in reversed(last):
-        if sum(other.value == one.value for other in last) >= 2:
-            return one
-    return last[-1] if last else None
+    return next((one for one in reversed(last) if sum(other.value == one.value for other in last) >= 2), None)
+
+
+def settled(found: list[Announced]) -> Announced | None:
+    """The answer that is `agreed`, else the newest; None where there is none."""
+    return agreed(found) or (found[-1] if found else None)
 
 
 def plain(value: str) -> str:

@@ -2,7 +2,8 @@
 
 Reconstructed from arXiv 2606.02011 (read through digests; the order below and every constant are ours):
 
-1. An answer was announced before the loop began: commit to it (two of the last three, else the newest).
+1. An answer was announced before the loop began: commit to it (two of the last three, else the newest). Where they
+   contradict each other, no two the same, and there is a higher precision, that answers instead (3).
 2. Else go back to the end of a sentence before the loop, close the thought and ask for the answer, in at most
    `commit_tokens` tokens, without taking the way into the loop again.
 3. Else start again from the prompt in higher precision, where there is one.
@@ -17,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lowmem.generate.answers import announced, mentioned, settled
+from lowmem.generate.answers import agreed, announced, mentioned, settled
 from lowmem.generate.loops.base import Loop
 
 Reason = Literal["loop", "budget", "unclosed"]
@@ -88,8 +89,12 @@ class Rescue:
 def decide(trace: Trace, *, close: str) -> Action:
     """The next step for `trace`. `close` ends a thought ("</think>")."""
     before = trace.text[: _closed(trace.text, trace.loop_at)]
-    answer = settled(announced(before))
+    found = announced(before)
+    answer = settled(found)
     ending = f"\n{close}\n\n" if trace.thinking else "\n"
+    falls_back = trace.can_fall_back and "fall back" not in trace.tried
+    if falls_back and trace.thinking and len(found) > 1 and agreed(found) is None:
+        return FallBack()
     if answer is not None and "ask" not in trace.tried:
         keep = len(before) if trace.thinking else _after(before, answer.start + len(answer.text))
         text = ending + answer.text if trace.thinking else ""
@@ -98,7 +103,7 @@ def decide(trace: Trace, *, close: str) -> Action:
         return Commit(sentence_end(before), "", None, "cut")
     if "ask" not in trace.tried:
         return Ask(sentence_end(before), ending.rstrip("\n") + STUB if trace.thinking else STUB)
-    if trace.can_fall_back and "fall back" not in trace.tried:
+    if falls_back:
         return FallBack()
     guess = mentioned(trace.text)
     if guess is not None:

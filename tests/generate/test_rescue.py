@@ -76,6 +76,21 @@ def test_an_answer_before_the_loop_is_taken_and_one_inside_it_is_not() -> None:
     assert isinstance(inside, Ask)
 
 
+def test_answers_that_contradict_each_other_go_to_the_higher_precision_where_there_is_one() -> None:
+    text = "The answer is 15. No, the answer is 16. "
+    unsure = trace(text, "Hm. " * 50, can_fall_back=True)
+    assert isinstance(decide(unsure, close=CLOSE), FallBack)
+    alone = decide(replace(unsure, can_fall_back=False), close=CLOSE)
+    assert isinstance(alone, Commit)
+    assert (alone.answer, alone.status) == ("16", "rescued_early_answer")
+    again = decide(replace(unsure, tried=frozenset({"fall back"})), close=CLOSE)
+    assert again == alone
+    for sure in ("The answer is 15. ", text + "No, the answer is 15. "):
+        action = decide(trace(sure, "Hm. " * 50, can_fall_back=True), close=CLOSE)
+        assert isinstance(action, Commit)
+        assert action.answer == "15"
+
+
 def test_asking_goes_back_to_a_whole_sentence() -> None:
     text = "One sentence. And half of an"
     action = decide(trace(text, " other" * 30), close=CLOSE)
