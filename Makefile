@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
+# Processes that tests are spread over, file by file. Each takes up to 3 GiB.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: venv demo test test-fast lint bench clean
 
@@ -23,10 +26,10 @@ demo: venv
 	$(BIN)/lowmem demo --output-dir runs/demo --overwrite
 
 test: venv
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: venv
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: venv
 	$(BIN)/ruff format --check .
