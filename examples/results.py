@@ -48,7 +48,8 @@ times are ratios or belong to the machine named beside them.
   its record names as unfinished.
 - Packed kernels on two threads.
 - Loop rescue on a model that truly loops: the bed that was trained for it does not loop (14 of 300 traces in trouble at
-  2 bits nearest, none with HARP), so that its comparison of policies says little.
+  2 bits nearest, none with HARP), so that its comparison of policies says little. A second bed
+  (`examples/rescue/story_bed.yaml`, SmolLM2-135M) is trained and has not been judged.
 - GUM's step at GaLore's time: it takes 1.1 times galore-torch's.
 - FSDP on GPUs: two gloo processes on a CPU only.
 """

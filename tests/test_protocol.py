@@ -108,7 +108,7 @@ def test_a_spread_wider_than_the_difference_is_undecided(protocol: ModuleType) -
     assert protocol.verdict([1.0], [2.0]) == "undecided"
 
 
-WITHOUT_TRAINING = ("detector", "rescue", "quant")
+WITHOUT_TRAINING = ("detector", "rescue", "rescue_stories", "quant")
 """Their spread is over texts, problems and matrices, hundreds of each; one seed fixes what is drawn."""
 
 
