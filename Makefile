@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
-# Processes that tests are spread over, file by file. Each takes up to 3 GiB.
-TEST_WORKERS ?= 2
+# Processes that tests are spread over, file by file; 0 = this one. Each takes up to 3 GiB. With 2, the tests of Ray may
+# find each other's cluster.
+TEST_WORKERS ?= 0
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: venv demo test test-fast lint bench clean
